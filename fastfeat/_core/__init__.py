@@ -1,0 +1,1 @@
+"""The native core: key --index--> timeline --as-of--> row --columns--> cell --codec--> bytes."""

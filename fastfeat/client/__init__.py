@@ -1,0 +1,1 @@
+"""The client: one sans-IO session, a blocking and an asyncio driver."""

@@ -1,0 +1,1 @@
+"""The server program: an asyncio front for a fastfeat Store."""
