@@ -9,6 +9,7 @@ Three switches, read from the environment:
 import os
 from pathlib import Path
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -30,10 +31,10 @@ extensions = [
     Extension(
         ".".join(source.with_suffix("").parts),
         [str(source)],
-        include_dirs=["fastfeat/_core"],
+        include_dirs=["fastfeat/_core", numpy.get_include()],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
-        define_macros=macros,
+        define_macros=[*macros, ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
     )
     for source in sources
 ]

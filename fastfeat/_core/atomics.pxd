@@ -1,0 +1,18 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+
+cdef extern from "atomics.h" nogil:
+    uint64_t atomic_load_u64(const uint64_t* p) noexcept
+    void atomic_store_u64(uint64_t* p, uint64_t v) noexcept
+    uint32_t atomic_load_u32(const uint32_t* p) noexcept
+    void atomic_store_u32(uint32_t* p, uint32_t v) noexcept
+    uint64_t atomic_add_u64(uint64_t* p, uint64_t v) noexcept
+    int atomic_swap_u64(uint64_t* p, uint64_t expected, uint64_t desired) noexcept
+    int atomic_swap_u32(uint32_t* p, uint32_t expected, uint32_t desired) noexcept
+    void atomic_fence() noexcept
+    void cpu_relax() noexcept
+    void prefetch(const void* p) noexcept
+
+
+cdef extern from "checks.h" nogil:
+    void ff_check(bint condition) noexcept

@@ -1,0 +1,3 @@
+LAYOUT_VERSION: int
+
+def check_sizes() -> dict[str, int]: ...

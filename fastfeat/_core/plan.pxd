@@ -1,0 +1,104 @@
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from .codec cimport Reader, Writer
+from .columns cimport KeyView
+from .request cimport Request
+from .table cimport Clock
+from .timeline cimport TableView
+
+
+cdef struct PlanFeature:
+    uint32_t view
+    uint32_t field            # its null bit
+    uint32_t offset
+    uint32_t width
+    uint32_t size             # elements of a vector, 1 otherwise
+    uint32_t out_column       # of the float matrix
+    uint8_t kind
+    uint8_t element_kind
+    uint8_t element_width
+
+
+cdef struct PlanRun:          # float64 cells that lie side by side in the row and in the matrix
+    uint32_t offset
+    uint32_t out_column
+    uint32_t count
+
+
+cdef struct PlanViewPart:     # one view of the plan
+    const TableView* table
+    uint32_t key              # which of the plan's keys
+    uint32_t null_words
+    uint32_t features_first   # into PlanView.by_view
+    uint32_t features_count
+    uint32_t runs_first
+    uint32_t runs_count
+    uint32_t rest_first       # features outside runs, into PlanView.rest
+    uint32_t rest_count
+
+
+cdef struct PlanView:
+    uint32_t views_count
+    uint32_t features_count
+    uint32_t keys_count
+    uint32_t matrix_columns
+    PlanViewPart* views
+    PlanFeature* features
+    uint32_t* by_view
+    PlanRun* runs
+    uint32_t* rest
+
+
+cdef struct Scratch:          # of one request: per view (or key) x entity
+    int64_t capacity
+    KeyView* keys
+    uint64_t* hashes
+    const uint8_t** rows
+    uint8_t* statuses
+    int64_t* event_times
+
+
+cdef class Answer:
+    cdef Request request
+    cdef Scratch scratch
+    cdef int64_t event_us
+    cdef int64_t known_us
+
+
+cdef class Plan:
+    cdef PlanView view
+    cdef Clock clock
+    cdef list spares
+    cdef tuple tables
+    cdef int32_t* key_columns     # 8 per key
+    cdef uint32_t* key_sizes
+    cdef readonly tuple key_names
+    cdef readonly tuple key_types
+    cdef readonly tuple views
+    cdef readonly tuple features
+    cdef readonly tuple dtypes
+    cdef readonly tuple view_of
+    cdef readonly int matrix_columns
+
+    # Append the msgpack result of a GET to `out`. `params` stands behind the plan number, `remaining` elements are left.
+    cdef int answer(self, Reader* params, uint32_t remaining, Writer* out) except -1
+
+    cdef int place_keys(self, list signatures) except -1
+    cdef int place_features(self, list items) except -1
+    cdef int place_runs(self) except -1
+    cdef Answer begin(self, object as_of, object known_at)
+    cdef int keys_ready(self, Answer answer) except -1
+    cdef void fill_pinned(self, Answer answer, void* matrix, double* line) noexcept nogil
+    cdef int fill(self, Answer answer, void* matrix, bint single) except -1
+    cdef int resolve(self, Answer answer) except -1
+    cdef int check_history(self, Answer answer) except -1
+    cdef int check_matrix(self) except -1
+    cdef int write_stamps(self, Answer answer, Writer* out) except -1
+    cdef int write_matrix(self, Answer answer, bint single, Writer* out) except -1
+    cdef int write_columns(self, Answer answer, Writer* out) except -1
+    cdef int write_rows(self, Answer answer, Writer* out) except -1
+    cdef object column(self, Answer answer, uint32_t f)
+    cdef int check_column_size(self, uint32_t f, uint64_t size) except -1
+    cdef int64_t wire_moment(self, Reader* params, bint is_given, str name) except? -1
+    cdef int write_pinned(self, Answer answer, int64_t format, Writer* out) except -1
+    cdef give_back(self, Answer answer)

@@ -1,0 +1,40 @@
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..dtypes import DType
+from .table import Clock, Table
+
+Columns = list[tuple[npt.NDArray[np.uint8], npt.NDArray[Any], npt.NDArray[np.uint32] | None]]
+
+class Plan:
+    """Features of one or more tables, read together."""
+
+    key_names: tuple[str, ...]
+    key_types: tuple[str, ...]
+    views: tuple[str, ...]
+    features: tuple[str, ...]
+    dtypes: tuple[DType, ...]
+    view_of: tuple[int, ...]
+    matrix_columns: int
+    def __init__(self, clock: Clock, features: Sequence[tuple[Table, str]]) -> None: ...
+    def vector(
+        self,
+        entity_row: Mapping[str, object],
+        as_of: int | None,
+        known_at: int | None,
+        out: npt.NDArray[np.float64] | None,
+    ) -> npt.NDArray[np.float64]: ...
+    def matrix(
+        self,
+        entity_rows: Any,
+        as_of: int | None,
+        known_at: int | None,
+        out: npt.NDArray[Any] | None,
+        dtype: npt.DTypeLike = "float64",
+    ) -> npt.NDArray[Any]: ...
+    def columns(
+        self, entity_rows: Any, as_of: int | None, known_at: int | None
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], Columns]: ...

@@ -1,0 +1,772 @@
+# cython: wraparound=False
+"""Plan: a list of features compiled once, and the requests it answers.
+
+    request --keys--> hashes --timelines_as_of--> rows --cells--> float matrix | typed columns | msgpack
+
+    Per group of entities every view is read and its cells written at once, so that rows are still in the cache. Where a
+    row has no null, float64 cells that lie side by side in the row and in the matrix are copied as one run.
+
+Promise:     no Python object per value; per batch a few. One kernel (timeline.pyx) answers every form.
+Concurrency: any number of threads may use one plan: each request takes an Answer of its own. The GIL is released for batches.
+             The arena is pinned from the first look-up to the last byte copied.
+Errors:      DataError (keys, times, a feature without a float form), BeforeHistory for the whole request.
+"""
+
+from libc.math cimport NAN
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memchr, memcpy, memset
+
+cimport numpy as cnp
+
+import numpy as np
+
+from ..errors import BeforeHistory, DataError, UnknownFeature
+from .arena cimport reader_pin, reader_unpin
+from .codec cimport (
+    CODEC_OK, Reader, Writer, codec_raise, reader_int64, reader_take_nil, writer_array, writer_bin_begin, writer_bool,
+    writer_float32, writer_float64, writer_int, writer_nil, writer_raw, writer_str, writer_bin, writer_uint,
+)
+from .columns cimport (
+    BOOL, BYTES, FLOAT32, FLOAT64, LIST, STRING, TIMESTAMP, UINT64, UINT8, VECTOR, Cell, FieldView, cell_double, row_heap,
+    row_is_null,
+)
+from .columns import TIME_MAX_US, TIME_MIN_US
+from .layout cimport EVER
+from .request cimport Request
+from .status cimport BEFORE_HISTORY
+from .table cimport Clock, Table
+from .timeline cimport TableView, keys_hash, timelines_as_of
+
+cnp.import_array()
+
+cdef enum:
+    GROUP = 64                # entities whose rows stay in the L1 cache between finding and copying (30 KB at 50 float64)
+    RELEASE_MIN = 64          # entities from which releasing the GIL pays
+    JOIN_KEYS_MAX = 8
+    SPARES_MAX = 16
+
+cdef enum Format:
+    ROWS = 0
+    COLUMNS = 1
+    MATRIX64 = 2
+    MATRIX32 = 3
+
+cdef int64_t time_min = TIME_MIN_US
+cdef int64_t time_max = TIME_MAX_US
+
+NUMPY_OF_KIND = ("u1", "<i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f4", "<f8", "<i8")
+
+
+cdef void* zeroed(size_t count, size_t size) except NULL:
+    cdef void* memory = calloc(count if count > 0 else 1, size)
+    if memory == NULL:
+        raise MemoryError("no memory for a plan")
+    return memory
+
+
+cdef void* resized(void* memory, size_t size) except NULL:
+    cdef void* larger = realloc(memory, size if size > 0 else 1)
+    if larger == NULL:
+        raise MemoryError("no memory for a request; ask for fewer entities at once")
+    return larger
+
+
+cdef int64_t moment(object us, str name) except? -1:
+    """A time given as int us. Raises DataError."""
+    if isinstance(us, bool) or not isinstance(us, int):
+        raise DataError(f"{name} is {us!r}; give an aware datetime or int microseconds since 1970 UTC")
+    if not time_min <= us <= time_max:
+        raise DataError(f"{name} {us} us is outside 0001-01-01 to 9999-12-31; times are microseconds since 1970 UTC")
+    return us
+
+
+cdef class Answer:
+    """The scratch memory of one request; reused by the next."""
+
+    def __dealloc__(self):
+        free(self.scratch.keys)
+        free(self.scratch.hashes)
+        free(self.scratch.rows)
+        free(self.scratch.statuses)
+        free(self.scratch.event_times)
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+cdef inline void read_group(const PlanView* plan, const Scratch* s, int64_t count, int64_t low, int64_t high,
+                            int64_t event_us, int64_t known_us) noexcept nogil:
+    """Find the rows of entities [low, high) in every view."""
+    cdef uint32_t v
+    cdef const PlanViewPart* part
+    for v in range(plan.views_count):
+        part = &plan.views[v]
+        timelines_as_of(
+            part.table, &s.keys[part.key], s.hashes + part.key * count, low, high, event_us, known_us,
+            s.rows + v * count, s.statuses + v * count, s.event_times + v * count,
+        )
+
+
+cdef inline bint row_has_null(const uint8_t* row, uint32_t words) noexcept nogil:
+    cdef uint32_t i
+    for i in range(words):
+        if (<const uint64_t*>row)[i]:
+            return True
+    return False
+
+
+cdef inline void feature_to_float64(const PlanFeature* feature, const uint8_t* row, double* out) noexcept nogil:
+    cdef uint32_t i
+    if feature.kind != VECTOR:
+        out[feature.out_column] = cell_double(feature.kind, row + feature.offset)
+        return
+    for i in range(feature.size):
+        out[feature.out_column + i] = cell_double(feature.element_kind, row + feature.offset + i * feature.element_width)
+
+
+cdef inline void feature_to_nan(const PlanFeature* feature, double* out) noexcept nogil:
+    cdef uint32_t i
+    for i in range(feature.size):
+        out[feature.out_column + i] = NAN
+
+
+cdef inline void row_to_float64(const PlanView* plan, const PlanViewPart* part, const uint8_t* row, double* out) noexcept nogil:
+    cdef uint32_t i
+    cdef const PlanFeature* feature
+    if row != NULL and not row_has_null(row, part.null_words):
+        for i in range(part.runs_first, part.runs_first + part.runs_count):
+            memcpy(out + plan.runs[i].out_column, row + plan.runs[i].offset, plan.runs[i].count * 8)
+        for i in range(part.rest_first, part.rest_first + part.rest_count):
+            feature_to_float64(&plan.features[plan.rest[i]], row, out)
+        return
+    for i in range(part.features_first, part.features_first + part.features_count):
+        feature = &plan.features[plan.by_view[i]]
+        if row == NULL or row_is_null(row, feature.field):
+            feature_to_nan(feature, out)
+        else:
+            feature_to_float64(feature, row, out)
+
+
+cdef void read_float64(const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us,
+                       double* out) noexcept nogil:
+    """The whole request into a row-major float64 matrix."""
+    cdef int64_t low = 0
+    cdef int64_t high
+    cdef int64_t i
+    cdef uint32_t v
+    while low < count:
+        high = low + GROUP if low + GROUP < count else count
+        read_group(plan, s, count, low, high, event_us, known_us)
+        for i in range(low, high):
+            for v in range(plan.views_count):
+                row_to_float64(plan, &plan.views[v], s.rows[v * count + i], out + i * plan.matrix_columns)
+        low = high
+
+
+cdef void read_float32(const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us,
+                       float* out, double* line) noexcept nogil:
+    """The whole request into a row-major float32 matrix; `line` has room for one row as float64."""
+    cdef int64_t low = 0
+    cdef int64_t high
+    cdef int64_t i
+    cdef uint32_t v
+    while low < count:
+        high = low + GROUP if low + GROUP < count else count
+        read_group(plan, s, count, low, high, event_us, known_us)
+        for i in range(low, high):
+            for v in range(plan.views_count):
+                row_to_float64(plan, &plan.views[v], s.rows[v * count + i], line)
+            for v in range(plan.matrix_columns):
+                out[i * plan.matrix_columns + v] = <float>line[v]
+        low = high
+
+
+cdef inline bint has_value(const PlanFeature* feature, const uint8_t* row) noexcept nogil:
+    return row != NULL and not row_is_null(row, feature.field)
+
+
+cdef void column_valid(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* valid) noexcept nogil:
+    cdef int64_t i
+    for i in range(count):
+        valid[i] = has_value(feature, rows[i])
+
+
+cdef void column_fixed(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* data) noexcept nogil:
+    cdef int64_t i
+    for i in range(count):
+        if has_value(feature, rows[i]):
+            memcpy(data, rows[i] + feature.offset, feature.width)
+        else:
+            memset(data, 0, feature.width)
+        data += feature.width
+
+
+cdef uint64_t column_offsets(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint32_t* offsets) noexcept nogil:
+    """Where each entity's bytes begin; returns their sum."""
+    cdef int64_t i
+    cdef uint64_t at = 0
+    for i in range(count):
+        offsets[i] = <uint32_t>at
+        if has_value(feature, rows[i]):
+            at += (<const Cell*>(rows[i] + feature.offset)).size
+    offsets[count] = <uint32_t>at
+    return at
+
+
+cdef void column_bytes(const PlanFeature* feature, const TableView* table, const uint8_t** rows, int64_t count, uint8_t* data) noexcept nogil:
+    cdef int64_t i
+    cdef const Cell* cell
+    for i in range(count):
+        if has_value(feature, rows[i]):
+            cell = <const Cell*>(rows[i] + feature.offset)
+            if cell.size:
+                memcpy(data, row_heap(table.arena.base, rows[i], table.heap_offset) + cell.offset, cell.size)
+                data += cell.size
+
+
+# --- msgpack values ----------------------------------------------------------------------------------------------------
+
+cdef int scalar_write(uint8_t kind, const uint8_t* cell, Writer* out) noexcept nogil:
+    """One number, bool or timestamp (int us)."""
+    cdef int64_t signed = 0
+    if kind == FLOAT64:
+        return writer_float64(out, (<const double*>cell)[0])
+    if kind == FLOAT32:
+        return writer_float32(out, (<const float*>cell)[0])
+    if kind == BOOL:
+        return writer_bool(out, cell[0])
+    if kind == UINT64:
+        return writer_uint(out, (<const uint64_t*>cell)[0])
+    return writer_int(out, int_cell(kind, cell))
+
+
+cdef inline int64_t int_cell(uint8_t kind, const uint8_t* cell) noexcept nogil:
+    if kind == TIMESTAMP or kind == 4:
+        return (<const int64_t*>cell)[0]
+    if kind == 1:
+        return (<const signed char*>cell)[0]
+    if kind == 2:
+        return (<const short*>cell)[0]
+    if kind == 3:
+        return (<const int32_t*>cell)[0]
+    if kind == 5:
+        return cell[0]
+    if kind == 6:
+        return (<const unsigned short*>cell)[0]
+    return (<const uint32_t*>cell)[0]
+
+
+cdef int list_write(const PlanFeature* feature, const uint8_t* data, uint32_t size, Writer* out) noexcept nogil:
+    """A list's heap bytes as a msgpack array."""
+    cdef uint32_t count
+    cdef uint32_t i
+    cdef const uint8_t* text
+    cdef const uint32_t* sizes
+    cdef int code
+    if feature.element_kind == STRING or feature.element_kind == BYTES:
+        memcpy(&count, data, 4)
+        code = writer_array(out, count)
+        text = data + 4 + 4 * count
+        for i in range(count):
+            memcpy(&size, data + 4 + 4 * i, 4)
+            if code == CODEC_OK and feature.element_kind == STRING:
+                code = writer_str(out, text, size)
+            elif code == CODEC_OK:
+                code = writer_bin(out, text, size)
+            text += size
+        return code
+    count = size // feature.element_width
+    code = writer_array(out, count)
+    for i in range(count):
+        if code == CODEC_OK:
+            code = scalar_write(feature.element_kind, data + i * feature.element_width, out)
+    return code
+
+
+cdef int value_write(const PlanFeature* feature, const TableView* table, const uint8_t* row, Writer* out) noexcept nogil:
+    """One feature's value, nil where there is none."""
+    cdef const Cell* cell
+    cdef const uint8_t* data
+    cdef uint32_t i
+    cdef int code
+    if not has_value(feature, row):
+        return writer_nil(out)
+    if feature.kind < STRING:
+        return scalar_write(feature.kind, row + feature.offset, out)
+    if feature.kind == VECTOR:
+        code = writer_array(out, feature.size)
+        for i in range(feature.size):
+            if code == CODEC_OK:
+                code = scalar_write(feature.element_kind, row + feature.offset + i * feature.element_width, out)
+        return code
+    cell = <const Cell*>(row + feature.offset)
+    data = row_heap(table.arena.base, row, table.heap_offset) + cell.offset if cell.size else NULL
+    if feature.kind == STRING:
+        return writer_str(out, data, cell.size)
+    if feature.kind == BYTES:
+        return writer_bin(out, data, cell.size)
+    return list_write(feature, data, cell.size, out)
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+cdef class Plan:
+    """Features of one or more tables, read together.
+
+    features: (table, field name) in the order of the answer's columns. All tables lie in one arena.
+    key_names, key_types: the union of the views' join keys, in order of first use. view_of: per feature, an index into
+    views. matrix_columns: columns of a float matrix, 0 where some feature has no float form.
+    Raises UnknownFeature, DataError (views that give one join key two types).
+    """
+
+    def __cinit__(self, Clock clock, features):
+        cdef Table table
+        self.clock = clock
+        self.spares = []
+        items = list(features)
+        if not items:
+            raise DataError("a plan needs at least one feature")
+        tables = list({id(table): table for table, _ in items}.values())
+        self.tables = tuple(tables)
+        self.views = tuple(table.name for table in tables)
+        self.features = tuple(f"{table.name}:{name}" for table, name in items)
+        self.view_of = tuple(tables.index(table) for table, _ in items)
+        for table, name in items:
+            if name not in table.layout.names:
+                raise UnknownFeature(f"view {table.name!r} has no field {name!r}; it has {', '.join(table.layout.names)}")
+        self.dtypes = tuple(table.layout.dtypes[table.layout.names.index(name)] for table, name in items)
+        types = {}
+        signatures = []
+        for table in tables:
+            for name, type_name in zip(table.layout.key_names, table.layout.key_types):
+                if types.setdefault(name, type_name) != type_name:
+                    raise DataError(
+                        f"join key {name!r} is {types[name]} in one view and {type_name} in view {table.name!r};"
+                        " read them in two requests or give them one type"
+                    )
+            if table.layout.key_names not in signatures:
+                signatures.append(table.layout.key_names)
+        self.key_names = tuple(types)
+        self.key_types = tuple(types.values())
+        self.place_keys(signatures)
+        self.place_features(items)
+        self.place_runs()
+
+    def __dealloc__(self):
+        free(self.view.views)
+        free(self.view.features)
+        free(self.view.by_view)
+        free(self.view.runs)
+        free(self.view.rest)
+        free(self.key_columns)
+        free(self.key_sizes)
+
+    cdef int place_keys(self, list signatures) except -1:
+        cdef Table table
+        self.view.keys_count = len(signatures)
+        self.view.views_count = len(self.tables)
+        self.view.views = <PlanViewPart*>zeroed(len(self.tables), sizeof(PlanViewPart))
+        self.key_columns = <int32_t*>zeroed(len(signatures) * JOIN_KEYS_MAX, 4)
+        self.key_sizes = <uint32_t*>zeroed(len(signatures), 4)
+        for i, names in enumerate(signatures):
+            self.key_sizes[i] = len(names)
+            for j, name in enumerate(names):
+                self.key_columns[i * JOIN_KEYS_MAX + j] = self.key_names.index(name)
+        for i, table in enumerate(self.tables):
+            self.view.views[i].table = &table.view
+            self.view.views[i].key = signatures.index(table.layout.key_names)
+            self.view.views[i].null_words = (table.layout.fields_count + 63) // 64
+        return 0
+
+    cdef int place_features(self, list items) except -1:
+        cdef Table table
+        cdef FieldView* field
+        cdef PlanFeature* feature
+        cdef uint32_t out_column = 0
+        cdef uint32_t at = 0
+        cdef uint32_t v
+        cdef uint32_t i
+        self.view.features_count = len(items)
+        self.view.features = <PlanFeature*>zeroed(len(items), sizeof(PlanFeature))
+        self.view.by_view = <uint32_t*>zeroed(len(items), 4)
+        for i, (table, name) in enumerate(items):
+            feature = &self.view.features[i]
+            feature.view = self.view_of[i]
+            feature.field = table.layout.names.index(name)
+            field = &table.layout.fields[feature.field]
+            feature.offset = field.offset
+            feature.width = field.width
+            feature.size = field.size if field.kind == VECTOR else 1
+            feature.kind = field.kind
+            feature.element_kind = field.element_kind
+            feature.element_width = field.element_width
+            feature.out_column = out_column
+            out_column += self.dtypes[i].matrix_columns
+        for v in range(self.view.views_count):
+            self.view.views[v].features_first = at
+            for i in range(self.view.features_count):
+                if self.view.features[i].view == v:
+                    self.view.by_view[at] = i
+                    at += 1
+            self.view.views[v].features_count = at - self.view.views[v].features_first
+        self.matrix_columns = out_column if all(dtype.matrix_columns for dtype in self.dtypes) else 0
+        self.view.matrix_columns = self.matrix_columns
+        return 0
+
+    cdef int place_runs(self) except -1:
+        cdef PlanViewPart* part
+        cdef PlanFeature* feature
+        cdef PlanRun* run = NULL
+        cdef uint32_t i
+        cdef uint32_t v
+        cdef uint32_t runs = 0
+        cdef uint32_t rest = 0
+        self.view.runs = <PlanRun*>zeroed(self.view.features_count, sizeof(PlanRun))
+        self.view.rest = <uint32_t*>zeroed(self.view.features_count, 4)
+        for v in range(self.view.views_count):
+            part = &self.view.views[v]
+            part.runs_first = runs
+            part.rest_first = rest
+            run = NULL
+            for i in range(part.features_first, part.features_first + part.features_count):
+                feature = &self.view.features[self.view.by_view[i]]
+                if feature.element_kind != FLOAT64 or feature.kind not in (FLOAT64, VECTOR):
+                    self.view.rest[rest] = self.view.by_view[i]
+                    rest += 1
+                    run = NULL
+                elif (run != NULL and run.offset + 8 * run.count == feature.offset
+                        and run.out_column + run.count == feature.out_column):
+                    run.count += feature.size
+                else:
+                    run = &self.view.runs[runs]
+                    run.offset = feature.offset
+                    run.out_column = feature.out_column
+                    run.count = feature.size
+                    runs += 1
+            part.runs_count = runs - part.runs_first
+            part.rest_count = rest - part.rest_first
+        return 0
+
+    # --- one request
+
+    cdef Answer begin(self, object as_of, object known_at):
+        """An Answer with its times set; the caller fills its request."""
+        cdef Answer answer
+        if self.spares:
+            answer = <Answer>self.spares.pop()
+        else:
+            answer = Answer()
+            answer.request = Request(self.key_names, self.key_types, self.view.keys_count)
+            answer.scratch.keys = <KeyView*>zeroed(self.view.keys_count, sizeof(KeyView))
+        answer.event_us = self.clock.read() if as_of is None else moment(as_of, "as_of")
+        answer.known_us = EVER if known_at is None else moment(known_at, "known_at")
+        return answer
+
+    cdef int keys_ready(self, Answer answer) except -1:
+        """Room for the request's entities, and their keys hashed."""
+        cdef Scratch* s = &answer.scratch
+        cdef int64_t count = answer.request.count
+        cdef uint32_t k
+        cdef size_t cells
+        if count > s.capacity:
+            cells = self.view.views_count * count
+            s.hashes = <uint64_t*>resized(s.hashes, self.view.keys_count * count * 8)
+            s.rows = <const uint8_t**>resized(s.rows, cells * sizeof(void*))
+            s.statuses = <uint8_t*>resized(s.statuses, cells)
+            s.event_times = <int64_t*>resized(s.event_times, cells * 8)
+            s.capacity = count
+        for k in range(self.view.keys_count):
+            answer.request.keys(k, self.key_columns + k * JOIN_KEYS_MAX, self.key_sizes[k], &s.keys[k])
+            keys_hash(self.view.views[0].table, &s.keys[k], 0, count, s.hashes + k * count)
+        return 0
+
+    cdef int fill(self, Answer answer, void* matrix, bint single) except -1:
+        """Read into a float64 matrix, or float32 where `single`."""
+        cdef int64_t count = answer.request.count
+        cdef double* line = NULL
+        self.keys_ready(answer)
+        if single:
+            line = <double*>zeroed(self.view.matrix_columns, 8)
+        if count < RELEASE_MIN:
+            self.fill_pinned(answer, matrix, line)
+        else:
+            with nogil:
+                self.fill_pinned(answer, matrix, line)
+        free(line)
+        return self.check_history(answer)
+
+    cdef void fill_pinned(self, Answer answer, void* matrix, double* line) noexcept nogil:
+        cdef const PlanView* plan = &self.view
+        cdef int64_t count = answer.request.count
+        cdef int pin = reader_pin(&plan.views[0].table.arena)
+        if line != NULL:
+            read_float32(plan, &answer.scratch, count, answer.event_us, answer.known_us, <float*>matrix, line)
+        else:
+            read_float64(plan, &answer.scratch, count, answer.event_us, answer.known_us, <double*>matrix)
+        reader_unpin(&plan.views[0].table.arena, pin)
+
+    cdef int resolve(self, Answer answer) except -1:
+        """Find every row; the caller holds a pin and keeps it while it reads them."""
+        self.keys_ready(answer)
+        with nogil:
+            read_group(&self.view, &answer.scratch, answer.request.count, 0, answer.request.count, answer.event_us,
+                       answer.known_us)
+        return self.check_history(answer)
+
+    cdef int check_history(self, Answer answer) except -1:
+        cdef int64_t count = answer.request.count
+        cdef size_t cells = self.view.views_count * count
+        cdef const uint8_t* found
+        if cells == 0:
+            return 0
+        found = <const uint8_t*>memchr(answer.scratch.statuses, BEFORE_HISTORY, cells)
+        if found == NULL:
+            return 0
+        at = found - answer.scratch.statuses
+        raise BeforeHistory(
+            f"view {self.views[at // count]!r}: entity {at % count} ({answer.request.describe(at % count)}) had rows that"
+            " keep= no longer holds and this read may need; read a later time, or declare a longer keep"
+        )
+
+    cdef int check_matrix(self) except -1:
+        if self.matrix_columns:
+            return 0
+        name, dtype = next((n, d) for n, d in zip(self.features, self.dtypes) if not d.matrix_columns)
+        raise DataError(f"feature {name!r} is {dtype}, which a float matrix can't hold; leave it out or read columns")
+
+    def vector(self, entity_row, as_of, known_at, out):
+        """One entity's features as float64 [matrix_columns]; NaN where there is no value. Written to `out` if given."""
+        cdef Answer answer
+        cdef cnp.npy_intp size = self.view.matrix_columns
+        cdef cnp.ndarray vector
+        if self.matrix_columns == 0:
+            self.check_matrix()
+        if out is None:
+            vector = cnp.PyArray_SimpleNew(1, &size, cnp.NPY_DOUBLE)
+        else:
+            vector = self.checked_out(out, (self.matrix_columns,), np.dtype(np.float64))
+        answer = self.begin(as_of, known_at)
+        answer.request.set_one(entity_row)
+        self.fill(answer, cnp.PyArray_DATA(vector), False)
+        self.give_back(answer)
+        return vector
+
+    def matrix(self, entity_rows, as_of, known_at, out, dtype="float64"):
+        """The entities' features as a float matrix [n, matrix_columns], "float64" or "float32"; NaN where no value is."""
+        cdef Answer answer
+        cdef cnp.ndarray matrix
+        self.check_matrix()
+        kind = np.dtype(dtype)
+        if kind not in (np.float64, np.float32):
+            raise DataError(f"dtype {dtype!r} is not float64 or float32; read columns for other types")
+        answer = self.begin(as_of, known_at)
+        answer.request.set_rows(entity_rows)
+        shape = (answer.request.count, self.matrix_columns)
+        matrix = np.empty(shape, kind) if out is None else self.checked_out(out, shape, kind)
+        self.fill(answer, cnp.PyArray_DATA(matrix), kind == np.float32)
+        self.give_back(answer)
+        return matrix
+
+    def checked_out(self, out, tuple shape, kind):
+        """`out`, if it can take the answer as it is. Raises DataError."""
+        if not isinstance(out, np.ndarray) or out.dtype != kind or out.shape != shape:
+            got = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+            raise DataError(f"out must be a {kind} array of shape {shape}, not {got}")
+        if not out.flags.c_contiguous or not out.flags.writeable:
+            raise DataError("out must be C-contiguous and writeable")
+        return out
+
+    cdef give_back(self, Answer answer):
+        if len(self.spares) < SPARES_MAX:
+            self.spares.append(answer)
+
+    def columns(self, entity_rows, as_of, known_at):
+        """Typed columns: (statuses uint8 [views, n], event_times int64 [views, n] us, one (valid, data, offsets) per feature).
+
+        valid: uint8 [n], 1 where there is a value. data: numbers [n] (bool uint8, timestamp int64 us), vectors
+        [n, size], otherwise bytes, entity i's at offsets[i]:offsets[i + 1] (uint32 [n + 1]); offsets is None for the fixed.
+        """
+        cdef Answer answer = self.begin(as_of, known_at)
+        cdef int pin
+        answer.request.set_rows(entity_rows)
+        pin = reader_pin(&self.view.views[0].table.arena)
+        try:
+            self.resolve(answer)
+            columns = [self.column(answer, f) for f in range(self.view.features_count)]
+        finally:
+            reader_unpin(&self.view.views[0].table.arena, pin)
+        shape = (self.view.views_count, answer.request.count)
+        statuses = np.empty(shape, np.uint8)
+        event_times = np.empty(shape, np.int64)
+        memcpy(cnp.PyArray_DATA(statuses), answer.scratch.statuses, statuses.nbytes)
+        memcpy(cnp.PyArray_DATA(event_times), answer.scratch.event_times, event_times.nbytes)
+        self.give_back(answer)
+        return statuses, event_times, columns
+
+    cdef object column(self, Answer answer, uint32_t f):
+        cdef const PlanFeature* feature = &self.view.features[f]
+        cdef int64_t count = answer.request.count
+        cdef const uint8_t** rows = answer.scratch.rows + feature.view * count
+        cdef uint64_t size
+        valid = np.empty(count, np.uint8)
+        column_valid(feature, rows, count, <uint8_t*>cnp.PyArray_DATA(valid))
+        if feature.kind < STRING or feature.kind == VECTOR:
+            data = np.empty(count * feature.size, NUMPY_OF_KIND[feature.element_kind])
+            if feature.kind == VECTOR:
+                data = data.reshape(count, feature.size)
+            column_fixed(feature, rows, count, <uint8_t*>cnp.PyArray_DATA(data))
+            return valid, data, None
+        offsets = np.empty(count + 1, np.uint32)
+        size = column_offsets(feature, rows, count, <uint32_t*>cnp.PyArray_DATA(offsets))
+        self.check_column_size(f, size)
+        data = np.empty(size, np.uint8)
+        column_bytes(feature, self.view.views[feature.view].table, rows, count, <uint8_t*>cnp.PyArray_DATA(data))
+        return valid, data, offsets
+
+    cdef int check_column_size(self, uint32_t f, uint64_t size) except -1:
+        if size > 0xFFFFFFFF:
+            raise DataError(f"feature {self.features[f]!r}: the answer takes {size} B, at most 4 GiB; ask for fewer entities")
+        return 0
+
+    # --- the wire
+
+    cdef int answer(self, Reader* params, uint32_t remaining, Writer* out) except -1:
+        cdef Answer answer = self.begin(0, None)
+        cdef int64_t format = ROWS
+        cdef int code = CODEC_OK
+        if remaining < 1 or remaining > 4:
+            raise DataError(f"GET has {remaining + 1} parameters; give plan, keys, format, as_of, known_at (the last 3 may be left out)")
+        answer.request.set_wire(params)
+        if remaining > 1 and not reader_take_nil(params):
+            code = reader_int64(params, &format)
+        answer.event_us = self.wire_moment(params, remaining > 2, "as_of")
+        answer.known_us = self.wire_moment(params, remaining > 3, "known_at")
+        if code != CODEC_OK:
+            codec_raise(code, "GET format")
+        if answer.event_us == EVER:
+            answer.event_us = self.clock.read()
+        if format == MATRIX64 or format == MATRIX32:
+            self.write_matrix(answer, format == MATRIX32, out)
+        elif format == COLUMNS or format == ROWS:
+            self.write_pinned(answer, format, out)
+        else:
+            raise DataError(f"GET format {format} is unknown; 0 rows, 1 columns, 2 float64 matrix, 3 float32 matrix, 4 Arrow")
+        self.give_back(answer)
+        return 0
+
+    cdef int64_t wire_moment(self, Reader* params, bint is_given, str name) except? -1:
+        """A time of a GET; EVER where it is absent or nil."""
+        cdef int64_t us = 0
+        cdef int code
+        if not is_given or reader_take_nil(params):
+            return EVER
+        code = reader_int64(params, &us)
+        if code != CODEC_OK:
+            codec_raise(code, f"GET {name}")
+        return moment(us, name)
+
+    cdef int write_pinned(self, Answer answer, int64_t format, Writer* out) except -1:
+        cdef int pin = reader_pin(&self.view.views[0].table.arena)
+        try:
+            self.resolve(answer)
+            if format == COLUMNS:
+                self.write_columns(answer, out)
+            else:
+                self.write_rows(answer, out)
+        finally:
+            reader_unpin(&self.view.views[0].table.arena, pin)
+        return 0
+
+    cdef int write_stamps(self, Answer answer, Writer* out) except -1:
+        cdef size_t cells = self.view.views_count * answer.request.count
+        cdef uint8_t* at = out_bin(out, cells)
+        memcpy(at, answer.scratch.statuses, cells)
+        at = out_bin(out, 8 * cells)
+        memcpy(at, answer.scratch.event_times, 8 * cells)
+        return 0
+
+    cdef int write_matrix(self, Answer answer, bint single, Writer* out) except -1:
+        cdef int64_t count = answer.request.count
+        cdef size_t size = count * self.view.matrix_columns * (4 if single else 8)
+        cdef size_t cells = self.view.views_count * count
+        cdef uint8_t* matrix
+        cdef size_t statuses_at
+        cdef size_t times_at
+        self.check_matrix()
+        written(writer_array(out, 5))
+        out_bin(out, cells)
+        statuses_at = out.size - cells
+        out_bin(out, 8 * cells)
+        times_at = out.size - 8 * cells
+        written(writer_uint(out, count))
+        written(writer_uint(out, self.view.matrix_columns))
+        matrix = out_bin(out, size)
+        self.fill(answer, matrix, single)
+        memcpy(out.data + statuses_at, answer.scratch.statuses, cells)
+        memcpy(out.data + times_at, answer.scratch.event_times, 8 * cells)
+        return 0
+
+    cdef int write_columns(self, Answer answer, Writer* out) except -1:
+        cdef int64_t count = answer.request.count
+        cdef const PlanFeature* feature
+        cdef const uint8_t** rows
+        cdef uint32_t f
+        cdef uint64_t size
+        cdef uint8_t* at
+        written(writer_array(out, 4))
+        self.write_stamps(answer, out)
+        written(writer_uint(out, count))
+        written(writer_array(out, self.view.features_count))
+        for f in range(self.view.features_count):
+            feature = &self.view.features[f]
+            rows = answer.scratch.rows + feature.view * count
+            if feature.kind < STRING or feature.kind == VECTOR:
+                written(writer_array(out, 2))
+                column_valid(feature, rows, count, out_bin(out, count))
+                at = out_bin(out, count * feature.width)
+                column_fixed(feature, rows, count, at)
+            else:
+                written(writer_array(out, 3))
+                column_valid(feature, rows, count, out_bin(out, count))
+                offsets = np.empty(count + 1, np.uint32)
+                size = column_offsets(feature, rows, count, <uint32_t*>cnp.PyArray_DATA(offsets))
+                self.check_column_size(f, size)
+                at = out_bin(out, size)
+                column_bytes(feature, self.view.views[feature.view].table, rows, count, at)
+                at = out_bin(out, 4 * (count + 1))
+                memcpy(at, cnp.PyArray_DATA(offsets), 4 * (count + 1))
+        return 0
+
+    cdef int write_rows(self, Answer answer, Writer* out) except -1:
+        cdef int64_t count = answer.request.count
+        cdef const PlanFeature* feature
+        cdef int64_t i
+        cdef uint32_t f
+        written(writer_array(out, 3))
+        self.write_stamps(answer, out)
+        written(writer_array(out, <uint32_t>count))
+        for i in range(count):
+            written(writer_array(out, self.view.features_count))
+            for f in range(self.view.features_count):
+                feature = &self.view.features[f]
+                written(value_write(
+                    feature, self.view.views[feature.view].table, answer.scratch.rows[feature.view * count + i], out
+                ))
+        return 0
+
+
+cdef inline int written(int code) except -1:
+    if code != CODEC_OK:
+        codec_raise(code, "reply")
+    return 0
+
+
+cdef uint8_t* out_bin(Writer* out, size_t size) except NULL:
+    """A bin of `size` bytes to fill in place."""
+    cdef uint8_t* at
+    if size > 0xFFFFFFFF:
+        raise DataError(f"the reply takes over {size} B, at most 4 GiB; ask for fewer entities at once")
+    at = writer_bin_begin(out, <uint32_t>size)
+    if at == NULL:
+        raise MemoryError("no memory for the reply; ask for fewer entities at once")
+    return at

@@ -1,0 +1,29 @@
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from .arena cimport Arena
+from .columns cimport RowBatch, RowLayout
+from .layout cimport TableHeader
+from .timeline cimport TableView
+from .writer cimport ShardWriter
+
+
+cdef class Clock:
+    cdef object function
+    cdef int64_t read(self) except? -1
+
+
+cdef class Table:
+    cdef TableView view
+    cdef ShardWriter* writers
+    cdef TableHeader* header
+    cdef readonly RowLayout layout
+    cdef readonly Arena arena
+    cdef readonly str name
+    cdef Clock clock
+    cdef object lock
+    cdef uint64_t sequence
+    cdef uint64_t header_at
+    cdef uint64_t header_size
+    cdef int append(self, RowBatch batch, uint32_t threads) except -1
+    cdef int make_shards(self) except -1
+    cdef uint64_t waiting(self)

@@ -1,0 +1,313 @@
+"""Table: the rows of one view, and the border where Python writes them.
+
+    RowBatch --group, prepare, publish (writer.pyx)--> shards --read (timeline.pyx)--> rows
+
+Promise:     a batch becomes visible whole or, on any error, not at all; other tables and readers go on meanwhile.
+Concurrency: a lock admits one writing call per table at a time; inside it, threads may prepare disjoint ranges of shards. The GIL is released
+             around the work. Readers take no lock.
+Errors:      ArenaFull after waiting for readers to let go of what was replaced; DataError from columns.pyx and request.pyx.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from ..errors import DataError
+from .arena cimport Arena, extent_alloc, extent_free
+from .columns cimport KeyView, RowBatch, RowLayout, batch_from_arrow, batch_from_rows
+from .index cimport SLOTS_BITS_MIN, slots_alloc
+from .layout cimport SHARDS_MAX, STAMP_SIZE, ShardHeader, TableHeader
+from .request cimport Request
+from .status cimport ARENA_FULL, NO_MEMORY, OK, Status, raise_for
+from .timeline cimport keys_hash
+from .writer cimport (
+    STAGED_ROWS, Grouping, ShardWriter, grouping_free, grouping_make, shards_abort, shards_commit, shards_prepare,
+    shards_prepare_delete, shards_reclaim, writer_free_memory,
+)
+
+cdef enum:
+    BLOCK_SIZE_AIM = 16384        # a block's bytes when full: a late row or a full tail copies about this much
+    BLOCK_ROWS_MIN = 4
+    BLOCK_ROWS_MAX = 128
+    PARALLEL_ROWS_MIN = 8192      # fewer rows are not worth a second thread
+
+DURATION_MAX_US = 1 << 62         # longer than all of time: no difference to it, and no overflow
+RECLAIM_WAIT_S = 1.0              # how long a writer that finds the arena full waits for readers to leave
+
+
+cdef class Clock:
+    """Now, in microseconds since 1970 UTC: the system's clock, or `function`, which drives time in tests."""
+
+    def __init__(self, function=None):
+        self.function = function
+
+    cdef int64_t read(self) except? -1:
+        cdef timespec now
+        if self.function is not None:
+            return self.function()
+        clock_gettime(CLOCK_REALTIME, &now)
+        return <int64_t>now.tv_sec * 1_000_000 + now.tv_nsec // 1000
+
+    def now(self):
+        """Microseconds since 1970 UTC."""
+        return self.read()
+
+
+cdef uint32_t shard_bits_for(uint64_t capacity):
+    """64 shards in any arena that serves; fewer in a tiny one, where each shard's own page would fill it."""
+    if capacity >= 256 << 20:
+        return 6
+    return 4 if capacity >= 32 << 20 else 2 if capacity >= 4 << 20 else 0
+
+
+cdef class Table:
+    """The rows of one view.
+
+    fields: (name, dtype, nullable) in schema order. ttl_us None: for ever. keep_rows and keep_us None: keep all;
+    keep_rows 1 is keep="latest". Raises ArenaFull where the arena has no room for an empty table.
+    """
+
+    def __cinit__(self, Arena arena, Clock clock, str name, key_names, key_types, fields, ttl_us, keep_rows, keep_us):
+        self.arena = arena
+        self.clock = clock
+        self.name = name
+        self.lock = threading.Lock()
+        self.layout = RowLayout(name, key_names, key_types, fields)
+        self.view.arena = arena.view
+        memcpy(self.view.seed, arena.view.header.seed, 16)
+        self.view.row_stride = self.layout.row_stride
+        self.view.heap_offset = self.layout.heap_offset
+        self.view.rows_max = min(max(BLOCK_SIZE_AIM // (STAMP_SIZE + self.layout.row_stride), BLOCK_ROWS_MIN), BLOCK_ROWS_MAX)
+        self.view.keep_rows = 0 if keep_rows is None else min(keep_rows, 0xFFFFFFFF)
+        self.view.keep_us = -1 if keep_us is None else min(keep_us, DURATION_MAX_US)
+        self.set_ttl(ttl_us)
+        self.view.shard_bits = shard_bits_for(arena.capacity)
+        self.make_shards()
+
+    def __dealloc__(self):
+        cdef uint32_t shard
+        if self.writers != NULL:
+            for shard in range(<uint32_t>1 << self.view.shard_bits):
+                writer_free_memory(&self.writers[shard])
+        free(self.writers)
+
+    cdef int make_shards(self) except -1:
+        cdef uint32_t shards = <uint32_t>1 << self.view.shard_bits
+        cdef uint32_t shard
+        self.writers = <ShardWriter*>calloc(shards, sizeof(ShardWriter))
+        if self.writers == NULL:
+            raise MemoryError(f"view {self.name!r}: no memory for its writers")
+        self.header_size = sizeof(TableHeader) - (SHARDS_MAX - shards) * sizeof(ShardHeader)
+        self.header_at = extent_alloc(&self.arena.view, self.header_size, False)
+        if self.header_at == 0:
+            raise_for(ARENA_FULL, self.full_message())
+        self.header = <TableHeader*>(self.arena.view.base + self.header_at)
+        memset(self.header, 0, self.header_size)
+        self.header.shard_bits = self.view.shard_bits
+        self.view.slots = self.header.slots
+        self.view.shards = self.header.shards
+        for shard in range(shards):
+            self.header.slots[shard] = slots_alloc(&self.arena.view, SLOTS_BITS_MIN)
+            if self.header.slots[shard] == 0:
+                for done in range(shard):
+                    extent_free(&self.arena.view, self.header.slots[done] & ~<uint64_t>63, 4096)
+                extent_free(&self.arena.view, self.header_at, self.header_size)
+                raise_for(ARENA_FULL, self.full_message())
+        return 0
+
+    def full_message(self):
+        return (
+            f"view {self.name!r}: the arena is full, {self.arena.used} of {self.arena.capacity} B are in use; the write"
+            " changed nothing; raise capacity_bytes, or delete entities or keep fewer rows"
+        )
+
+    def set_ttl(self, ttl_us):
+        """Change the ttl; None is for ever. Reads that begin later use it."""
+        self.view.ttl_us = -1 if ttl_us is None else min(ttl_us, DURATION_MAX_US)
+
+    @property
+    def rows(self):
+        """Rows in memory."""
+        return sum(self.view.shards[shard].rows for shard in range(1 << self.view.shard_bits))
+
+    @property
+    def entities(self):
+        """Entities with rows in memory."""
+        return sum(self.view.shards[shard].live for shard in range(1 << self.view.shard_bits))
+
+    # --- writing
+
+    def append_arrow(self, batch, threads=1):
+        """Append a normalized record batch: join keys, event_time, created_time, then the fields in schema order.
+
+        batch: has __arrow_c_array__; integers of keys as int64 (uint64 keys as uint64), times as int64 us, fields in the
+               Arrow type of dtypes.py; no nulls in keys, times, vector and list elements or non-nullable fields.
+        All rows become visible or none. Raises DataError (columns of other names or types) and ArenaFull.
+        """
+        self.append(batch_from_arrow(self.layout, batch), threads)
+
+    def append_rows(self, rows, created_us):
+        """Append rows of Python values (a sequence of dicts): join keys, every field and "event_timestamp".
+
+        All rows become visible or none. Raises DataError that names row and field, and ArenaFull.
+        """
+        self.append(batch_from_rows(self.layout, rows, created_us), 1)
+
+    cdef int append(self, RowBatch batch, uint32_t threads) except -1:
+        if batch.view.count == 0:
+            return 0
+        if batch.view.count > 0x7FFFFFFF:
+            raise DataError(f"view {self.name!r}: a batch of {batch.view.count} rows, at most 2**31 - 1; split it")
+        with self.lock:
+            batch.view.sequence = self.sequence
+            self.apply(Append(self, batch, threads))
+            self.sequence += batch.view.count
+        return 0
+
+    def delete(self, entity_rows, created_us):
+        """Delete entities: every row created before `created_us` leaves every answer at once.
+
+        entity_rows: a list of dicts of join keys, or a dict of columns. Raises DataError and ArenaFull.
+        """
+        cdef Request keys = Request(self.layout.key_names, self.layout.key_types)
+        keys.set_rows(entity_rows)
+        if keys.count:
+            with self.lock:
+                self.apply(Delete(self, keys, created_us))
+
+    def apply(self, change):
+        """Prepare and publish; on a full arena wait for readers to leave, reclaim and try once more."""
+        cdef Status status = change.prepare()
+        if status == ARENA_FULL and self.reclaim_waiting():
+            status = change.prepare()
+        if status != OK:
+            self.reclaim()
+            raise_for(status, self.full_message() if status == ARENA_FULL else f"view {self.name!r}: no memory")
+        with nogil:
+            shards_commit(&self.view, self.writers, 0, <uint32_t>1 << self.view.shard_bits)
+        self.reclaim()
+
+    def reclaim(self):
+        """Free what was replaced and no reader can see any more."""
+        with nogil:
+            shards_reclaim(&self.view, self.writers, 0, <uint32_t>1 << self.view.shard_bits)
+
+    def reclaim_waiting(self):
+        """Reclaim until nothing waits for a reader or the time is up. True where something was freed."""
+        cdef uint64_t before = self.waiting()
+        deadline = time.monotonic() + RECLAIM_WAIT_S
+        while self.waiting() and time.monotonic() < deadline:
+            self.reclaim()
+            time.sleep(0)
+        return self.waiting() < before
+
+    cdef uint64_t waiting(self):
+        cdef uint64_t count = 0
+        cdef uint32_t shard
+        for shard in range(<uint32_t>1 << self.view.shard_bits):
+            count += self.writers[shard].retired.count - self.writers[shard].retired_first
+        return count
+
+
+cdef class Change:
+    """A write on its way into a table: its keys hashed and its rows grouped by entity."""
+
+    cdef Table table
+    cdef uint64_t* hashes
+    cdef Grouping group
+
+    def __dealloc__(self):
+        free(self.hashes)
+        grouping_free(&self.group)
+
+    cdef int make(self, Table table, const KeyView* keys) except -1:
+        cdef Status status
+        cdef str what = f"view {table.name!r}: no memory for a write of {keys.count} rows; write fewer at once"
+        self.table = table
+        self.hashes = <uint64_t*>malloc(keys.count * 8)
+        if self.hashes == NULL:
+            raise MemoryError(what)
+        with nogil:
+            keys_hash(&table.view, keys, 0, keys.count, self.hashes)
+            status = grouping_make(&self.group, &table.view, keys, self.hashes)
+        raise_for(status, what)
+        return 0
+
+
+cdef class Append(Change):
+    """Rows on their way in."""
+
+    cdef RowBatch batch
+    cdef uint32_t threads
+    cdef int64_t now_us
+
+    def __cinit__(self, Table table, RowBatch batch, uint32_t threads):
+        self.batch = batch
+        self.threads = threads if batch.view.count >= PARALLEL_ROWS_MIN else 1
+        self.now_us = table.clock.read()
+        self.make(table, &batch.view.keys)
+
+    def prepare(self):
+        """The status of preparing every shard; what failed is given back."""
+        cdef uint32_t shards = <uint32_t>1 << self.table.view.shard_bits
+        cdef uint32_t threads = min(self.threads, shards)
+        cdef Status status
+        if threads > 1:
+            bounds = [shards * i // threads for i in range(threads + 1)]
+            with ThreadPoolExecutor(threads) as pool:
+                status = max(pool.map(self.prepare_range, bounds[:threads], bounds[1:]))
+        else:
+            status = self.prepare_range(0, shards)
+        if status != OK:
+            shards_abort(&self.table.view, self.table.writers, 0, shards)
+        return status
+
+    def prepare_range(self, uint32_t low, uint32_t high):
+        """The status of preparing shards [low, high)."""
+        cdef Status status = NO_MEMORY
+        cdef bint is_whole = high - low == <uint32_t>1 << self.table.view.shard_bits
+        cdef uint8_t* staging = NULL
+        with nogil:
+            if is_whole:
+                staging = <uint8_t*>malloc(STAGED_ROWS * self.batch.view.row_stride)
+            if staging != NULL or not is_whole:
+                status = shards_prepare(
+                    &self.table.view, self.table.writers, &self.batch.view, &self.group, self.hashes, low, high,
+                    self.now_us, staging,
+                )
+            free(staging)
+        return status
+
+
+cdef class Delete(Change):
+    """Entities on their way out."""
+
+    cdef KeyView keys
+    cdef Request request          # owns the keys' bytes
+    cdef int64_t deleted_us
+
+    def __cinit__(self, Table table, Request request, int64_t deleted_us):
+        cdef int32_t columns[8]   # schema.JOIN_KEYS_MAX
+        cdef int32_t i
+        for i in range(request.columns_count):
+            columns[i] = i
+        self.request = request
+        self.deleted_us = deleted_us
+        request.keys(0, columns, request.columns_count, &self.keys)
+        self.make(table, &self.keys)
+
+    def prepare(self):
+        """The status of preparing every entity; what failed is given back."""
+        cdef Status status
+        with nogil:
+            status = shards_prepare_delete(
+                &self.table.view, self.table.writers, &self.keys, &self.group, self.hashes, self.deleted_us
+            )
+            if status != OK:
+                shards_abort(&self.table.view, self.table.writers, 0, <uint32_t>1 << self.table.view.shard_bits)
+        return status
