@@ -36,9 +36,11 @@ PROTOCOL_MAY_IMPORT_OF_CORE = {"codec", "session"}
 CORE_ORDER = (
     {"checks", "atomics", "status", "layout"},
     {"arena", "columns", "codec"},
-    {"index"},
+    {"index", "values"},
     {"timeline", "request"},
-    {"writer", "windows"},
+    {"builder", "cells", "windows"},
+    {"entity"},
+    {"writer"},
     {"table"},
     {"plan"},
     {"session"},

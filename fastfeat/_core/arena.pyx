@@ -11,17 +11,20 @@
 Invariant:   every byte below `bump` belongs to exactly one extent; free extents are listed in address order and merged.
 Invariant:   what a reader may still see is never handed out again. A writer unpublishes an offset, takes the epoch
              (epoch_advance, a full fence) and frees the bytes only when no reader is pinned at that epoch or before.
-Ordering:    reader_pin is a compare-and-swap, a full fence, before the reader's first load from the arena; it pairs with
+Ordering:    reader_pin is a compare-and-swap, a full fence, before the reader's first load from the arena; it pairs
+             with
              the fence in epoch_advance. If the writer's scan misses the pin, the reader's loads come after the
-             writer's unpublishing stores, so it can't find the retired offset. A release store would not do: the pin could
-             drift after the loads it protects. A pin may name an older epoch than the current one; that only keeps more.
+             writer's unpublishing stores, so it can't find the retired offset. A release store would not do: the pin
+             could
+             drift after the loads it protects. A pin may name an older epoch than the current one; that only keeps
+             more.
 Concurrency: extents are guarded by a spin lock held for a few dozen instructions; a heap by its shard's one writer.
 Errors:      allocation returns 0 when the limit is reached and changes nothing.
 Ownership:   the Arena object owns the mapping; views and tables borrow it and hold a reference to the object.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
@@ -33,7 +36,7 @@ from .atomics cimport (
     atomic_add_u64, atomic_fence, atomic_load_u64, atomic_store_u32, atomic_store_u64, atomic_swap_u32,
     atomic_swap_u64, cpu_relax, ff_check,
 )
-from .layout cimport MAGIC, PAGE_SIZE, READER_SLOTS, SIZE_CLASSES, ArenaHeader, FreeExtent, HeapHeader
+from .layout cimport MAGIC, PAGE_SIZE, READER_SLOTS, ArenaHeader, FreeExtent, HeapHeader
 from .layout import LAYOUT_VERSION
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -56,7 +59,8 @@ cdef inline uint64_t pages(uint64_t size) noexcept nogil:
 cdef class Arena:
     """A private mapping of `capacity_bytes`: reserved at once, used page by page.
 
-    `used` counts the bytes handed out, the header included. Raises DataError for a capacity below 1 MiB and StorageError
+    `used` counts the bytes handed out, the header included. Raises DataError for a capacity below 1 MiB and
+    StorageError
     where the mapping is refused.
     """
 

@@ -124,8 +124,9 @@ cdef void batch_encode(const BatchView* batch, int64_t low, int64_t high, uint8_
 cdef uint64_t batch_heap_size(const BatchView* batch, int64_t i) noexcept nogil
 cdef void batch_heap_write(const BatchView* batch, int64_t i, uint8_t* heap, uint8_t* image) noexcept nogil
 
+cdef RowBatch batch_new(RowLayout layout, int64_t count)
 cdef RowBatch batch_from_arrow(RowLayout layout, object source)
-cdef RowBatch batch_from_rows(RowLayout layout, object rows, int64_t created_us)
+cdef void* allocated(void* memory) except NULL
 
 # --- values on their way out ------------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@
           one atomic word                    0: empty    0: claimed, nothing published
 
     hash: SipHash-1-3 of the key's bytes under the arena's secret seed, so that nobody who chooses keys can choose
-    collisions. Its top bits choose the shard, its low bits the slot. 0 is kept for "empty". Two keys of one hash live in
+    collisions. Its top bits choose the shard, its low bits the slot. 0 is kept for "empty". Two keys of one hash live
+    in
     two slots; the timeline's own copy of the key decides.
 
 Invariant:   slots are never removed; a deleted entity keeps its slot. A search ends at the first empty slot.

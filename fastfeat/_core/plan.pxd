@@ -1,61 +1,9 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
+from .cells cimport PlanView, Scratch
 from .codec cimport Reader, Writer
-from .columns cimport KeyView
 from .request cimport Request
 from .table cimport Clock
-from .timeline cimport TableView
-
-
-cdef struct PlanFeature:
-    uint32_t view
-    uint32_t field            # its null bit
-    uint32_t offset
-    uint32_t width
-    uint32_t size             # elements of a vector, 1 otherwise
-    uint32_t out_column       # of the float matrix
-    uint8_t kind
-    uint8_t element_kind
-    uint8_t element_width
-
-
-cdef struct PlanRun:          # float64 cells that lie side by side in the row and in the matrix
-    uint32_t offset
-    uint32_t out_column
-    uint32_t count
-
-
-cdef struct PlanViewPart:     # one view of the plan
-    const TableView* table
-    uint32_t key              # which of the plan's keys
-    uint32_t null_words
-    uint32_t features_first   # into PlanView.by_view
-    uint32_t features_count
-    uint32_t runs_first
-    uint32_t runs_count
-    uint32_t rest_first       # features outside runs, into PlanView.rest
-    uint32_t rest_count
-
-
-cdef struct PlanView:
-    uint32_t views_count
-    uint32_t features_count
-    uint32_t keys_count
-    uint32_t matrix_columns
-    PlanViewPart* views
-    PlanFeature* features
-    uint32_t* by_view
-    PlanRun* runs
-    uint32_t* rest
-
-
-cdef struct Scratch:          # of one request: per view (or key) x entity
-    int64_t capacity
-    KeyView* keys
-    uint64_t* hashes
-    const uint8_t** rows
-    uint8_t* statuses
-    int64_t* event_times
 
 
 cdef class Answer:
@@ -80,7 +28,8 @@ cdef class Plan:
     cdef readonly tuple view_of
     cdef readonly int matrix_columns
 
-    # Append the msgpack result of a GET to `out`. `params` stands behind the plan number, `remaining` elements are left.
+    # Append the msgpack result of a GET to `out`. `params` stands behind the plan number, `remaining` elements are
+    # left.
     cdef int answer(self, Reader* params, uint32_t remaining, Writer* out) except -1
 
     cdef int place_keys(self, list signatures) except -1

@@ -1,21 +1,17 @@
 # cython: wraparound=False
 """Plan: a list of features compiled once, and the requests it answers.
 
-    request --keys--> hashes --timelines_as_of--> rows --cells--> float matrix | typed columns | msgpack
-
-    Per group of entities every view is read and its cells written at once, so that rows are still in the cache. Where a
-    row has no null, float64 cells that lie side by side in the row and in the matrix are copied as one run.
+    request --keys--> hashes --cells.pyx--> float matrix | typed columns | msgpack of a GET's result
 
 Promise:     no Python object per value; per batch a few. One kernel (timeline.pyx) answers every form.
-Concurrency: any number of threads may use one plan: each request takes an Answer of its own. The GIL is released for batches.
-             The arena is pinned from the first look-up to the last byte copied.
+Concurrency: any number of threads may use one plan: each request takes an Answer of its own. The GIL is released for
+             batches. The arena is pinned from the first look-up to the last byte copied.
 Errors:      DataError (keys, times, a feature without a float form), BeforeHistory for the whole request.
 """
 
-from libc.math cimport NAN
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memchr, memcpy, memset
+from libc.string cimport memchr, memcpy
 
 cimport numpy as cnp
 
@@ -23,25 +19,24 @@ import numpy as np
 
 from ..errors import BeforeHistory, DataError, UnknownFeature
 from .arena cimport reader_pin, reader_unpin
+from .cells cimport (
+    PlanFeature, PlanRun, PlanView, PlanViewPart, Scratch, column_bytes, column_fixed, column_offsets, column_valid,
+    read_float32, read_float64, read_group, value_write,
+)
 from .codec cimport (
-    CODEC_OK, Reader, Writer, codec_raise, reader_int64, reader_take_nil, writer_array, writer_bin_begin, writer_bool,
-    writer_float32, writer_float64, writer_int, writer_nil, writer_raw, writer_str, writer_bin, writer_uint,
+    CODEC_OK, Reader, Writer, codec_raise, reader_int64, reader_take_nil, writer_array, writer_bin_begin, writer_uint,
 )
-from .columns cimport (
-    BOOL, BYTES, FLOAT32, FLOAT64, LIST, STRING, TIMESTAMP, UINT64, UINT8, VECTOR, Cell, FieldView, cell_double, row_heap,
-    row_is_null,
-)
-from .columns import TIME_MAX_US, TIME_MIN_US
+from .columns cimport FLOAT64, STRING, VECTOR, FieldView, KeyView
 from .layout cimport EVER
 from .request cimport Request
 from .status cimport BEFORE_HISTORY
 from .table cimport Clock, Table
-from .timeline cimport TableView, keys_hash, timelines_as_of
+from .timeline cimport keys_hash
+from .values import TIME_MAX_US, TIME_MIN_US
 
 cnp.import_array()
 
 cdef enum:
-    GROUP = 64                # entities whose rows stay in the L1 cache between finding and copying (30 KB at 50 float64)
     RELEASE_MIN = 64          # entities from which releasing the GIL pays
     JOIN_KEYS_MAX = 8
     SPARES_MAX = 16
@@ -92,222 +87,6 @@ cdef class Answer:
         free(self.scratch.event_times)
 
 
-# --- kernels ---------------------------------------------------------------------------------------------------------
-
-cdef inline void read_group(const PlanView* plan, const Scratch* s, int64_t count, int64_t low, int64_t high,
-                            int64_t event_us, int64_t known_us) noexcept nogil:
-    """Find the rows of entities [low, high) in every view."""
-    cdef uint32_t v
-    cdef const PlanViewPart* part
-    for v in range(plan.views_count):
-        part = &plan.views[v]
-        timelines_as_of(
-            part.table, &s.keys[part.key], s.hashes + part.key * count, low, high, event_us, known_us,
-            s.rows + v * count, s.statuses + v * count, s.event_times + v * count,
-        )
-
-
-cdef inline bint row_has_null(const uint8_t* row, uint32_t words) noexcept nogil:
-    cdef uint32_t i
-    for i in range(words):
-        if (<const uint64_t*>row)[i]:
-            return True
-    return False
-
-
-cdef inline void feature_to_float64(const PlanFeature* feature, const uint8_t* row, double* out) noexcept nogil:
-    cdef uint32_t i
-    if feature.kind != VECTOR:
-        out[feature.out_column] = cell_double(feature.kind, row + feature.offset)
-        return
-    for i in range(feature.size):
-        out[feature.out_column + i] = cell_double(feature.element_kind, row + feature.offset + i * feature.element_width)
-
-
-cdef inline void feature_to_nan(const PlanFeature* feature, double* out) noexcept nogil:
-    cdef uint32_t i
-    for i in range(feature.size):
-        out[feature.out_column + i] = NAN
-
-
-cdef inline void row_to_float64(const PlanView* plan, const PlanViewPart* part, const uint8_t* row, double* out) noexcept nogil:
-    cdef uint32_t i
-    cdef const PlanFeature* feature
-    if row != NULL and not row_has_null(row, part.null_words):
-        for i in range(part.runs_first, part.runs_first + part.runs_count):
-            memcpy(out + plan.runs[i].out_column, row + plan.runs[i].offset, plan.runs[i].count * 8)
-        for i in range(part.rest_first, part.rest_first + part.rest_count):
-            feature_to_float64(&plan.features[plan.rest[i]], row, out)
-        return
-    for i in range(part.features_first, part.features_first + part.features_count):
-        feature = &plan.features[plan.by_view[i]]
-        if row == NULL or row_is_null(row, feature.field):
-            feature_to_nan(feature, out)
-        else:
-            feature_to_float64(feature, row, out)
-
-
-cdef void read_float64(const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us,
-                       double* out) noexcept nogil:
-    """The whole request into a row-major float64 matrix."""
-    cdef int64_t low = 0
-    cdef int64_t high
-    cdef int64_t i
-    cdef uint32_t v
-    while low < count:
-        high = low + GROUP if low + GROUP < count else count
-        read_group(plan, s, count, low, high, event_us, known_us)
-        for i in range(low, high):
-            for v in range(plan.views_count):
-                row_to_float64(plan, &plan.views[v], s.rows[v * count + i], out + i * plan.matrix_columns)
-        low = high
-
-
-cdef void read_float32(const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us,
-                       float* out, double* line) noexcept nogil:
-    """The whole request into a row-major float32 matrix; `line` has room for one row as float64."""
-    cdef int64_t low = 0
-    cdef int64_t high
-    cdef int64_t i
-    cdef uint32_t v
-    while low < count:
-        high = low + GROUP if low + GROUP < count else count
-        read_group(plan, s, count, low, high, event_us, known_us)
-        for i in range(low, high):
-            for v in range(plan.views_count):
-                row_to_float64(plan, &plan.views[v], s.rows[v * count + i], line)
-            for v in range(plan.matrix_columns):
-                out[i * plan.matrix_columns + v] = <float>line[v]
-        low = high
-
-
-cdef inline bint has_value(const PlanFeature* feature, const uint8_t* row) noexcept nogil:
-    return row != NULL and not row_is_null(row, feature.field)
-
-
-cdef void column_valid(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* valid) noexcept nogil:
-    cdef int64_t i
-    for i in range(count):
-        valid[i] = has_value(feature, rows[i])
-
-
-cdef void column_fixed(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* data) noexcept nogil:
-    cdef int64_t i
-    for i in range(count):
-        if has_value(feature, rows[i]):
-            memcpy(data, rows[i] + feature.offset, feature.width)
-        else:
-            memset(data, 0, feature.width)
-        data += feature.width
-
-
-cdef uint64_t column_offsets(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint32_t* offsets) noexcept nogil:
-    """Where each entity's bytes begin; returns their sum."""
-    cdef int64_t i
-    cdef uint64_t at = 0
-    for i in range(count):
-        offsets[i] = <uint32_t>at
-        if has_value(feature, rows[i]):
-            at += (<const Cell*>(rows[i] + feature.offset)).size
-    offsets[count] = <uint32_t>at
-    return at
-
-
-cdef void column_bytes(const PlanFeature* feature, const TableView* table, const uint8_t** rows, int64_t count, uint8_t* data) noexcept nogil:
-    cdef int64_t i
-    cdef const Cell* cell
-    for i in range(count):
-        if has_value(feature, rows[i]):
-            cell = <const Cell*>(rows[i] + feature.offset)
-            if cell.size:
-                memcpy(data, row_heap(table.arena.base, rows[i], table.heap_offset) + cell.offset, cell.size)
-                data += cell.size
-
-
-# --- msgpack values ----------------------------------------------------------------------------------------------------
-
-cdef int scalar_write(uint8_t kind, const uint8_t* cell, Writer* out) noexcept nogil:
-    """One number, bool or timestamp (int us)."""
-    cdef int64_t signed = 0
-    if kind == FLOAT64:
-        return writer_float64(out, (<const double*>cell)[0])
-    if kind == FLOAT32:
-        return writer_float32(out, (<const float*>cell)[0])
-    if kind == BOOL:
-        return writer_bool(out, cell[0])
-    if kind == UINT64:
-        return writer_uint(out, (<const uint64_t*>cell)[0])
-    return writer_int(out, int_cell(kind, cell))
-
-
-cdef inline int64_t int_cell(uint8_t kind, const uint8_t* cell) noexcept nogil:
-    if kind == TIMESTAMP or kind == 4:
-        return (<const int64_t*>cell)[0]
-    if kind == 1:
-        return (<const signed char*>cell)[0]
-    if kind == 2:
-        return (<const short*>cell)[0]
-    if kind == 3:
-        return (<const int32_t*>cell)[0]
-    if kind == 5:
-        return cell[0]
-    if kind == 6:
-        return (<const unsigned short*>cell)[0]
-    return (<const uint32_t*>cell)[0]
-
-
-cdef int list_write(const PlanFeature* feature, const uint8_t* data, uint32_t size, Writer* out) noexcept nogil:
-    """A list's heap bytes as a msgpack array."""
-    cdef uint32_t count
-    cdef uint32_t i
-    cdef const uint8_t* text
-    cdef const uint32_t* sizes
-    cdef int code
-    if feature.element_kind == STRING or feature.element_kind == BYTES:
-        memcpy(&count, data, 4)
-        code = writer_array(out, count)
-        text = data + 4 + 4 * count
-        for i in range(count):
-            memcpy(&size, data + 4 + 4 * i, 4)
-            if code == CODEC_OK and feature.element_kind == STRING:
-                code = writer_str(out, text, size)
-            elif code == CODEC_OK:
-                code = writer_bin(out, text, size)
-            text += size
-        return code
-    count = size // feature.element_width
-    code = writer_array(out, count)
-    for i in range(count):
-        if code == CODEC_OK:
-            code = scalar_write(feature.element_kind, data + i * feature.element_width, out)
-    return code
-
-
-cdef int value_write(const PlanFeature* feature, const TableView* table, const uint8_t* row, Writer* out) noexcept nogil:
-    """One feature's value, nil where there is none."""
-    cdef const Cell* cell
-    cdef const uint8_t* data
-    cdef uint32_t i
-    cdef int code
-    if not has_value(feature, row):
-        return writer_nil(out)
-    if feature.kind < STRING:
-        return scalar_write(feature.kind, row + feature.offset, out)
-    if feature.kind == VECTOR:
-        code = writer_array(out, feature.size)
-        for i in range(feature.size):
-            if code == CODEC_OK:
-                code = scalar_write(feature.element_kind, row + feature.offset + i * feature.element_width, out)
-        return code
-    cell = <const Cell*>(row + feature.offset)
-    data = row_heap(table.arena.base, row, table.heap_offset) + cell.offset if cell.size else NULL
-    if feature.kind == STRING:
-        return writer_str(out, data, cell.size)
-    if feature.kind == BYTES:
-        return writer_bin(out, data, cell.size)
-    return list_write(feature, data, cell.size, out)
-
-
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 cdef class Plan:
@@ -333,7 +112,8 @@ cdef class Plan:
         self.view_of = tuple(tables.index(table) for table, _ in items)
         for table, name in items:
             if name not in table.layout.names:
-                raise UnknownFeature(f"view {table.name!r} has no field {name!r}; it has {', '.join(table.layout.names)}")
+                known = ", ".join(table.layout.names)
+                raise UnknownFeature(f"view {table.name!r} has no field {name!r}; it has {known}")
         self.dtypes = tuple(table.layout.dtypes[table.layout.names.index(name)] for table, name in items)
         types = {}
         signatures = []
@@ -523,9 +303,10 @@ cdef class Plan:
         if found == NULL:
             return 0
         at = found - answer.scratch.statuses
+        which = f"entity {at % count} ({answer.request.describe(at % count)})"
         raise BeforeHistory(
-            f"view {self.views[at // count]!r}: entity {at % count} ({answer.request.describe(at % count)}) had rows that"
-            " keep= no longer holds and this read may need; read a later time, or declare a longer keep"
+            f"view {self.views[at // count]!r}: {which} had rows that keep= no longer holds and this read may need;"
+            " read a later time, or declare a longer keep"
         )
 
     cdef int check_matrix(self) except -1:
@@ -552,7 +333,7 @@ cdef class Plan:
         return vector
 
     def matrix(self, entity_rows, as_of, known_at, out, dtype="float64"):
-        """The entities' features as a float matrix [n, matrix_columns], "float64" or "float32"; NaN where no value is."""
+        """The entities' features as a float64 or float32 matrix [n, matrix_columns]; NaN where there is no value."""
         cdef Answer answer
         cdef cnp.ndarray matrix
         self.check_matrix()
@@ -581,10 +362,13 @@ cdef class Plan:
             self.spares.append(answer)
 
     def columns(self, entity_rows, as_of, known_at):
-        """Typed columns: (statuses uint8 [views, n], event_times int64 [views, n] us, one (valid, data, offsets) per feature).
+        """Typed columns: (statuses uint8 [views, n], event_times int64 [views, n] us, a column per feature).
+
+        A column is (valid, data, offsets).
 
         valid: uint8 [n], 1 where there is a value. data: numbers [n] (bool uint8, timestamp int64 us), vectors
-        [n, size], otherwise bytes, entity i's at offsets[i]:offsets[i + 1] (uint32 [n + 1]); offsets is None for the fixed.
+        [n, size], otherwise bytes, entity i's at offsets[i]:offsets[i + 1] (uint32 [n + 1]); offsets is None for the
+        fixed.
         """
         cdef Answer answer = self.begin(as_of, known_at)
         cdef int pin
@@ -625,7 +409,9 @@ cdef class Plan:
 
     cdef int check_column_size(self, uint32_t f, uint64_t size) except -1:
         if size > 0xFFFFFFFF:
-            raise DataError(f"feature {self.features[f]!r}: the answer takes {size} B, at most 4 GiB; ask for fewer entities")
+            raise DataError(
+                f"feature {self.features[f]!r}: the answer takes {size} B, at most 4 GiB; ask for fewer entities"
+            )
         return 0
 
     # --- the wire
@@ -635,7 +421,9 @@ cdef class Plan:
         cdef int64_t format = ROWS
         cdef int code = CODEC_OK
         if remaining < 1 or remaining > 4:
-            raise DataError(f"GET has {remaining + 1} parameters; give plan, keys, format, as_of, known_at (the last 3 may be left out)")
+            raise DataError(
+                f"GET has {remaining + 1} parameters; give plan, keys, format, as_of, known_at (the last 3 optional)"
+            )
         answer.request.set_wire(params)
         if remaining > 1 and not reader_take_nil(params):
             code = reader_int64(params, &format)
@@ -650,7 +438,9 @@ cdef class Plan:
         elif format == COLUMNS or format == ROWS:
             self.write_pinned(answer, format, out)
         else:
-            raise DataError(f"GET format {format} is unknown; 0 rows, 1 columns, 2 float64 matrix, 3 float32 matrix, 4 Arrow")
+            raise DataError(
+                f"GET format {format} is unknown; 0 rows, 1 columns, 2 float64 matrix, 3 float32 matrix, 4 Arrow"
+            )
         self.give_back(answer)
         return 0
 

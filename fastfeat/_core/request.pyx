@@ -2,10 +2,12 @@
 
     list of dicts | dict of columns | msgpack --> KeyColumn per join key --keys()--> KeyView (bytes to hash and compare)
 
-    A view's key is the bytes of its join keys in the entity's order: one integer is its 8 bytes; otherwise integers are 8
+    A view's key is the bytes of its join keys in the entity's order: one integer is its 8 bytes; otherwise integers
+    are 8
     bytes and strings their size (u32) and UTF-8 bytes. Rows are encoded the same way in columns.pyx.
 
-Ownership:  strings are borrowed from the Python objects or the message; the request keeps the objects alive, the caller the
+Ownership:  strings are borrowed from the Python objects or the message; the request keeps the objects alive, the
+            caller the
             message. Buffers are kept from use to use.
 Errors:     DataError that names the join key, the entity's position, what it was and what it must be.
 """
@@ -172,7 +174,7 @@ cdef class Request:
         cdef int64_t i
         if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
             raise DataError(
-                f"join key {self.names[column]!r}: {type(values).__name__} is not a column; give a list or an array of values"
+                f"join key {self.names[column]!r}: {type(values).__name__} is not a column; give a list or an array"
             )
         if column > 0 and len(values) != self.count:
             raise DataError(
@@ -239,7 +241,7 @@ cdef class Request:
         return 0
 
     cdef int wire_column(self, Reader* reader, Py_ssize_t column) except -1:
-        cdef const uint8_t* data
+        cdef const uint8_t* data = NULL
         cdef uint32_t size = 0
         cdef uint32_t count = 0
         cdef uint32_t i
@@ -250,7 +252,7 @@ cdef class Request:
             code = reader_bin(reader, &data, &size)
             count = size // 8
             if code == CODEC_OK and size % 8 != 0:
-                raise DataError(f"join key {self.names[column]!r}: a bin of {size} B is not a whole number of 8-byte integers")
+                raise DataError(f"join key {self.names[column]!r}: a bin of {size} B is not whole 8-byte integers")
         else:
             code = reader_array(reader, &count)
         if code != CODEC_OK:
@@ -265,7 +267,9 @@ cdef class Request:
             memcpy(self.columns[column].ints, data, size)
         elif self.kinds[column] == STRING:
             for i in range(count):
-                code = reader_str(reader, <const uint8_t**>&self.columns[column].texts[i], &self.columns[column].sizes[i])
+                code = reader_str(
+                    reader, <const uint8_t**>&self.columns[column].texts[i], &self.columns[column].sizes[i]
+                )
                 if code != CODEC_OK:
                     raise fault(self, column, i, "is not a msgpack str, as the type string needs")
                 if self.columns[column].sizes[i] > key_size_max:

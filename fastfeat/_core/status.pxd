@@ -3,7 +3,8 @@ cdef enum Status:
     ARENA_FULL = 1
     NO_MEMORY = 2
 
-# Statuses of a read: part of the wire format, equal to fastfeat.Status. BEFORE_HISTORY never leaves the core: it raises.
+# Statuses of a read: part of the wire format, equal to fastfeat.Status. BEFORE_HISTORY never leaves the core: it
+# raises.
 cdef enum ReadStatus:
     PRESENT = 0
     NULL_VALUE = 1

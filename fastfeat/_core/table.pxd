@@ -1,10 +1,10 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from .arena cimport Arena
+from .builder cimport ShardWriter
 from .columns cimport RowBatch, RowLayout
 from .layout cimport TableHeader
 from .timeline cimport TableView
-from .writer cimport ShardWriter
 
 
 cdef class Clock:

@@ -3,9 +3,11 @@
     RowBatch --group, prepare, publish (writer.pyx)--> shards --read (timeline.pyx)--> rows
 
 Promise:     a batch becomes visible whole or, on any error, not at all; other tables and readers go on meanwhile.
-Concurrency: a lock admits one writing call per table at a time; inside it, threads may prepare disjoint ranges of shards. The GIL is released
+Concurrency: a lock admits one writing call per table at a time; inside it, threads may prepare disjoint ranges of
+             shards. The GIL is released
              around the work. Readers take no lock.
-Errors:      ArenaFull after waiting for readers to let go of what was replaced; DataError from columns.pyx and request.pyx.
+Errors:      ArenaFull after waiting for readers to let go of what was replaced; DataError from columns.pyx and
+             request.pyx.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uint8_t
@@ -19,15 +21,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ..errors import DataError
 from .arena cimport Arena, extent_alloc, extent_free
-from .columns cimport KeyView, RowBatch, RowLayout, batch_from_arrow, batch_from_rows
+from .builder cimport ShardWriter, writer_free_memory
+from .columns cimport KeyView, RowBatch, RowLayout, batch_from_arrow
 from .index cimport SLOTS_BITS_MIN, slots_alloc
 from .layout cimport SHARDS_MAX, STAMP_SIZE, ShardHeader, TableHeader
 from .request cimport Request
 from .status cimport ARENA_FULL, NO_MEMORY, OK, Status, raise_for
 from .timeline cimport keys_hash
+from .values cimport batch_from_rows
 from .writer cimport (
-    STAGED_ROWS, Grouping, ShardWriter, grouping_free, grouping_make, shards_abort, shards_commit, shards_prepare,
-    shards_prepare_delete, shards_reclaim, writer_free_memory,
+    STAGED_ROWS, Grouping, grouping_free, grouping_make, shards_abort, shards_commit, shards_prepare,
+    shards_prepare_delete, shards_reclaim,
 )
 
 cdef enum:
@@ -82,7 +86,8 @@ cdef class Table:
         memcpy(self.view.seed, arena.view.header.seed, 16)
         self.view.row_stride = self.layout.row_stride
         self.view.heap_offset = self.layout.heap_offset
-        self.view.rows_max = min(max(BLOCK_SIZE_AIM // (STAMP_SIZE + self.layout.row_stride), BLOCK_ROWS_MIN), BLOCK_ROWS_MAX)
+        rows = BLOCK_SIZE_AIM // (STAMP_SIZE + self.layout.row_stride)
+        self.view.rows_max = min(max(rows, BLOCK_ROWS_MIN), BLOCK_ROWS_MAX)
         self.view.keep_rows = 0 if keep_rows is None else min(keep_rows, 0xFFFFFFFF)
         self.view.keep_us = -1 if keep_us is None else min(keep_us, DURATION_MAX_US)
         self.set_ttl(ttl_us)
@@ -145,7 +150,8 @@ cdef class Table:
     def append_arrow(self, batch, threads=1):
         """Append a normalized record batch: join keys, event_time, created_time, then the fields in schema order.
 
-        batch: has __arrow_c_array__; integers of keys as int64 (uint64 keys as uint64), times as int64 us, fields in the
+        batch: has __arrow_c_array__; integers of keys as int64 (uint64 keys as uint64), times as int64 us, fields in
+        the
                Arrow type of dtypes.py; no nulls in keys, times, vector and list elements or non-nullable fields.
         All rows become visible or none. Raises DataError (columns of other names or types) and ArenaFull.
         """

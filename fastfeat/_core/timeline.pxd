@@ -63,9 +63,12 @@ cdef inline uint32_t shard_of(const TableView* view, uint64_t hash) noexcept nog
     return <uint32_t>(hash >> (64 - view.shard_bits)) if view.shard_bits else 0
 
 
-cdef void keys_hash(const TableView* view, const KeyView* keys, int64_t low, int64_t high, uint64_t* hashes) noexcept nogil
+cdef void keys_hash(
+    const TableView* view, const KeyView* keys, int64_t low, int64_t high, uint64_t* hashes
+) noexcept nogil
 
-# The kernel of every read: rows [low, high) of `keys` at (T, K). `rows[i]` is NULL unless PRESENT. The caller holds a pin.
+# The kernel of every read: rows [low, high) of `keys` at (T, K). `rows[i]` is NULL unless PRESENT. The caller holds a
+# pin.
 cdef void timelines_as_of(
     const TableView* view, const KeyView* keys, const uint64_t* hashes, int64_t low, int64_t high,
     int64_t event_us, int64_t known_us, const uint8_t** rows, uint8_t* statuses, int64_t* event_times,

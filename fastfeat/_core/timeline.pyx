@@ -13,10 +13,12 @@
     stamps: event_time[capacity], created_time[capacity], sequence[capacity]; then row[capacity].
 
 Invariant:   a published row never changes. Rows [0, count) are published; the writer fills row `count` and then stores
-             count + 1 (release). Everything else is built aside and published by one store of the slot's block_at or of the tail's head_at.
+             count + 1 (release). Everything else is built aside and published by one store of the slot's block_at or
+             of the tail's head_at.
 Invariant:   a non-empty directory's blocks all come before the tail in the order, and no block is empty.
 Invariant:   dropped rows come before every kept row in the order, so a row that is found is the right one.
-Ordering:    each acquire load here (block_at, head_at, count) pairs with the release store of the same word in writer.pyx.
+Ordering:    each acquire load here (block_at, head_at, count) pairs with the release store of the same word in
+             writer.pyx.
              A reader may see a head newer than its tail, whose directory then repeats the tail: harmless, as the tail
              was already searched.
 Concurrency: any number of readers under a pin; one writer per shard.
@@ -38,7 +40,9 @@ cdef enum:
     LINE = 64
 
 
-cdef void keys_hash(const TableView* view, const KeyView* keys, int64_t low, int64_t high, uint64_t* hashes) noexcept nogil:
+cdef void keys_hash(
+    const TableView* view, const KeyView* keys, int64_t low, int64_t high, uint64_t* hashes,
+) noexcept nogil:
     """Hash keys [low, high) into hashes[low:high]."""
     cdef int64_t i
     if keys.offsets == NULL:
@@ -191,7 +195,9 @@ cdef void timelines_as_of(
                 prefetch_row(rows[i], view.row_stride)
 
 
-cdef inline void prefetch_slots(const TableView* view, const uint64_t* hashes, int64_t start, int64_t end) noexcept nogil:
+cdef inline void prefetch_slots(
+    const TableView* view, const uint64_t* hashes, int64_t start, int64_t end,
+) noexcept nogil:
     cdef int64_t i
     cdef uint64_t word
     for i in range(start, end):

@@ -1,0 +1,256 @@
+"""Cells: the batch kernels of a plan, from rows found to numbers, columns and msgpack.
+
+    keys, hashes --timelines_as_of--> rows --cells--> float64 or float32 matrix | typed columns | msgpack values
+
+    A matrix is filled per group of entities: every view is read and its cells written at once, so that rows are still
+    in
+    the cache. Where a row has no null, float64 cells that lie side by side in the row and in the matrix are one copy.
+
+Promise:     no Python object; no allocation but the writer's own growth.
+Concurrency: the caller holds a pin from the first look-up to the last byte copied.
+Errors:      none but the writer's codes: a value that is absent is NaN, zero bytes with valid 0, or nil.
+"""
+
+from libc.math cimport NAN
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from .codec cimport (
+    CODEC_OK, Writer, writer_array, writer_bin, writer_bool, writer_float32, writer_float64, writer_int, writer_nil,
+    writer_str, writer_uint,
+)
+from .columns cimport (
+    BOOL, BYTES, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, STRING, TIMESTAMP, UINT8, UINT16, UINT64, VECTOR, Cell,
+    cell_double, row_heap, row_is_null,
+)
+from .timeline cimport timelines_as_of
+
+cdef enum:
+    GROUP = 64                # entities whose rows stay in the L1 cache until they are copied: 30 KB at 50 float64
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+cdef void read_group(
+    const PlanView* plan, const Scratch* s, int64_t count, int64_t low, int64_t high,
+    int64_t event_us, int64_t known_us,
+) noexcept nogil:
+    """Find the rows of entities [low, high) in every view."""
+    cdef uint32_t v
+    cdef const PlanViewPart* part
+    for v in range(plan.views_count):
+        part = &plan.views[v]
+        timelines_as_of(
+            part.table, &s.keys[part.key], s.hashes + part.key * count, low, high, event_us, known_us,
+            s.rows + v * count, s.statuses + v * count, s.event_times + v * count,
+        )
+
+
+cdef inline bint row_has_null(const uint8_t* row, uint32_t words) noexcept nogil:
+    cdef uint32_t i
+    for i in range(words):
+        if (<const uint64_t*>row)[i]:
+            return True
+    return False
+
+
+cdef inline void feature_to_float64(const PlanFeature* feature, const uint8_t* row, double* out) noexcept nogil:
+    cdef uint32_t i
+    if feature.kind != VECTOR:
+        out[feature.out_column] = cell_double(feature.kind, row + feature.offset)
+        return
+    for i in range(feature.size):
+        out[feature.out_column + i] = cell_double(
+            feature.element_kind, row + feature.offset + i * feature.element_width
+        )
+
+
+cdef inline void feature_to_nan(const PlanFeature* feature, double* out) noexcept nogil:
+    cdef uint32_t i
+    for i in range(feature.size):
+        out[feature.out_column + i] = NAN
+
+
+cdef inline void row_to_float64(
+    const PlanView* plan, const PlanViewPart* part, const uint8_t* row, double* out,
+) noexcept nogil:
+    cdef uint32_t i
+    cdef const PlanFeature* feature
+    if row != NULL and not row_has_null(row, part.null_words):
+        for i in range(part.runs_first, part.runs_first + part.runs_count):
+            memcpy(out + plan.runs[i].out_column, row + plan.runs[i].offset, plan.runs[i].count * 8)
+        for i in range(part.rest_first, part.rest_first + part.rest_count):
+            feature_to_float64(&plan.features[plan.rest[i]], row, out)
+        return
+    for i in range(part.features_first, part.features_first + part.features_count):
+        feature = &plan.features[plan.by_view[i]]
+        if row == NULL or row_is_null(row, feature.field):
+            feature_to_nan(feature, out)
+        else:
+            feature_to_float64(feature, row, out)
+
+
+cdef void read_float64(const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us,
+                       double* out) noexcept nogil:
+    """The whole request into a row-major float64 matrix."""
+    cdef int64_t low = 0
+    cdef int64_t high
+    cdef int64_t i
+    cdef uint32_t v
+    while low < count:
+        high = low + GROUP if low + GROUP < count else count
+        read_group(plan, s, count, low, high, event_us, known_us)
+        for i in range(low, high):
+            for v in range(plan.views_count):
+                row_to_float64(plan, &plan.views[v], s.rows[v * count + i], out + i * plan.matrix_columns)
+        low = high
+
+
+cdef void read_float32(const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us,
+                       float* out, double* line) noexcept nogil:
+    """The whole request into a row-major float32 matrix; `line` has room for one row as float64."""
+    cdef int64_t low = 0
+    cdef int64_t high
+    cdef int64_t i
+    cdef uint32_t v
+    while low < count:
+        high = low + GROUP if low + GROUP < count else count
+        read_group(plan, s, count, low, high, event_us, known_us)
+        for i in range(low, high):
+            for v in range(plan.views_count):
+                row_to_float64(plan, &plan.views[v], s.rows[v * count + i], line)
+            for v in range(plan.matrix_columns):
+                out[i * plan.matrix_columns + v] = <float>line[v]
+        low = high
+
+
+cdef inline bint has_value(const PlanFeature* feature, const uint8_t* row) noexcept nogil:
+    return row != NULL and not row_is_null(row, feature.field)
+
+
+cdef void column_valid(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* valid) noexcept nogil:
+    cdef int64_t i
+    for i in range(count):
+        valid[i] = has_value(feature, rows[i])
+
+
+cdef void column_fixed(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* data) noexcept nogil:
+    cdef int64_t i
+    for i in range(count):
+        if has_value(feature, rows[i]):
+            memcpy(data, rows[i] + feature.offset, feature.width)
+        else:
+            memset(data, 0, feature.width)
+        data += feature.width
+
+
+cdef uint64_t column_offsets(
+    const PlanFeature* feature, const uint8_t** rows, int64_t count, uint32_t* offsets,
+) noexcept nogil:
+    """Where each entity's bytes begin; returns their sum."""
+    cdef int64_t i
+    cdef uint64_t at = 0
+    for i in range(count):
+        offsets[i] = <uint32_t>at
+        if has_value(feature, rows[i]):
+            at += (<const Cell*>(rows[i] + feature.offset)).size
+    offsets[count] = <uint32_t>at
+    return at
+
+
+cdef void column_bytes(
+    const PlanFeature* feature, const TableView* table, const uint8_t** rows, int64_t count, uint8_t* data,
+) noexcept nogil:
+    cdef int64_t i
+    cdef const Cell* cell
+    for i in range(count):
+        if has_value(feature, rows[i]):
+            cell = <const Cell*>(rows[i] + feature.offset)
+            if cell.size:
+                memcpy(data, row_heap(table.arena.base, rows[i], table.heap_offset) + cell.offset, cell.size)
+                data += cell.size
+
+
+# --- msgpack values
+# ----------------------------------------------------------------------------------------------------
+
+cdef int scalar_write(uint8_t kind, const uint8_t* cell, Writer* out) noexcept nogil:
+    """One number, bool or timestamp (int us)."""
+    if kind == FLOAT64:
+        return writer_float64(out, (<const double*>cell)[0])
+    if kind == FLOAT32:
+        return writer_float32(out, (<const float*>cell)[0])
+    if kind == BOOL:
+        return writer_bool(out, cell[0])
+    if kind == UINT64:
+        return writer_uint(out, (<const uint64_t*>cell)[0])
+    return writer_int(out, int_cell(kind, cell))
+
+
+cdef inline int64_t int_cell(uint8_t kind, const uint8_t* cell) noexcept nogil:
+    if kind == TIMESTAMP or kind == INT64:
+        return (<const int64_t*>cell)[0]
+    if kind == INT8:
+        return (<const int8_t*>cell)[0]
+    if kind == INT16:
+        return (<const int16_t*>cell)[0]
+    if kind == INT32:
+        return (<const int32_t*>cell)[0]
+    if kind == UINT8:
+        return cell[0]
+    if kind == UINT16:
+        return (<const uint16_t*>cell)[0]
+    return (<const uint32_t*>cell)[0]
+
+
+cdef int list_write(const PlanFeature* feature, const uint8_t* data, uint32_t size, Writer* out) noexcept nogil:
+    """A list's heap bytes as a msgpack array."""
+    cdef uint32_t count
+    cdef uint32_t i
+    cdef const uint8_t* text
+    cdef int code
+    if feature.element_kind == STRING or feature.element_kind == BYTES:
+        memcpy(&count, data, 4)
+        code = writer_array(out, count)
+        text = data + 4 + 4 * count
+        for i in range(count):
+            memcpy(&size, data + 4 + 4 * i, 4)
+            if code == CODEC_OK and feature.element_kind == STRING:
+                code = writer_str(out, text, size)
+            elif code == CODEC_OK:
+                code = writer_bin(out, text, size)
+            text += size
+        return code
+    count = size // feature.element_width
+    code = writer_array(out, count)
+    for i in range(count):
+        if code == CODEC_OK:
+            code = scalar_write(feature.element_kind, data + i * feature.element_width, out)
+    return code
+
+
+cdef int value_write(
+    const PlanFeature* feature, const TableView* table, const uint8_t* row, Writer* out,
+) noexcept nogil:
+    """One feature's value, nil where there is none."""
+    cdef const Cell* cell
+    cdef const uint8_t* data
+    cdef uint32_t i
+    cdef int code
+    if not has_value(feature, row):
+        return writer_nil(out)
+    if feature.kind < STRING:
+        return scalar_write(feature.kind, row + feature.offset, out)
+    if feature.kind == VECTOR:
+        code = writer_array(out, feature.size)
+        for i in range(feature.size):
+            if code == CODEC_OK:
+                code = scalar_write(feature.element_kind, row + feature.offset + i * feature.element_width, out)
+        return code
+    cell = <const Cell*>(row + feature.offset)
+    data = row_heap(table.arena.base, row, table.heap_offset) + cell.offset if cell.size else NULL
+    if feature.kind == STRING:
+        return writer_str(out, data, cell.size)
+    if feature.kind == BYTES:
+        return writer_bin(out, data, cell.size)
+    return list_write(feature, data, cell.size, out)

@@ -1,0 +1,9 @@
+from libc.stdint cimport int64_t, uint32_t
+
+from .builder cimport Entity, RowRef
+from .status cimport Status
+
+
+cdef void entity_begin(Entity* entity) noexcept nogil
+cdef Status entity_prepare(Entity* entity, RowRef* fresh, uint32_t count) noexcept nogil
+cdef Status entity_delete(Entity* entity, int64_t deleted_us) noexcept nogil
