@@ -2,4 +2,79 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .dtypes import DType as DType
+    from .errors import ArenaCorrupt as ArenaCorrupt
+    from .errors import ArenaFull as ArenaFull
+    from .errors import BeforeHistory as BeforeHistory
+    from .errors import ConnectFailed as ConnectFailed
+    from .errors import DataError as DataError
+    from .errors import Disconnected as Disconnected
+    from .errors import FastFeatError as FastFeatError
+    from .errors import IncompatibleSchema as IncompatibleSchema
+    from .errors import LayoutMismatch as LayoutMismatch
+    from .errors import LocalProtocolError as LocalProtocolError
+    from .errors import ProtocolError as ProtocolError
+    from .errors import RemoteProtocolError as RemoteProtocolError
+    from .errors import SchemaError as SchemaError
+    from .errors import StorageError as StorageError
+    from .errors import Timeout as Timeout
+    from .errors import TransportError as TransportError
+    from .errors import UnknownFeature as UnknownFeature
+    from .errors import UnknownPlan as UnknownPlan
+    from .errors import UnknownView as UnknownView
+    from .result import Result as Result
+    from .schema import Entity as Entity
+    from .schema import Feature as Feature
+    from .schema import FeatureService as FeatureService
+    from .schema import FeatureView as FeatureView
+    from .schema import Field as Field
+    from .status import Status as Status
+
+# Module -> its public names. Each is loaded when a name of it is first used, so that a client imports neither pyarrow nor
+# the core, and `import fastfeat` costs nothing.
+PUBLIC = {
+    "dtypes": ("DType",),
+    "errors": (
+        "ArenaCorrupt",
+        "ArenaFull",
+        "BeforeHistory",
+        "ConnectFailed",
+        "DataError",
+        "Disconnected",
+        "FastFeatError",
+        "IncompatibleSchema",
+        "LayoutMismatch",
+        "LocalProtocolError",
+        "ProtocolError",
+        "RemoteProtocolError",
+        "SchemaError",
+        "StorageError",
+        "Timeout",
+        "TransportError",
+        "UnknownFeature",
+        "UnknownPlan",
+        "UnknownView",
+    ),
+    "result": ("Result",),
+    "schema": ("Entity", "Feature", "FeatureService", "FeatureView", "Field"),
+    "status": ("Status",),
+}
+MODULE_OF = {name: module for module, names in PUBLIC.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *MODULE_OF})

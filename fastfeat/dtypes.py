@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 # The numbers are part of the arena's layout and of the wire format: never reused, never renumbered.
 KIND: Final[dict[str, int]] = {
@@ -140,3 +140,22 @@ class DType:
         if self.name == "vector":
             return self.size
         return 1 if self.is_scalar_number else 0
+
+    @property
+    def numpy(self) -> str:
+        """NumPy's name of the value's, or for vector and list the element's, stored form; "object" for text and bytes."""
+        name = self.element or self.name
+        return {"timestamp": "int64", "string": "object", "bytes": "object"}.get(name, name)
+
+    def arrow(self) -> Any:
+        """The canonical pyarrow.DataType. Imports pyarrow, which whoever only reads values does not need."""
+        import pyarrow as pa
+
+        if self.element is not None:
+            element = DType(self.element).arrow()
+            return pa.list_(element, self.size) if self.name == "vector" else pa.list_(element)
+        if self.name == "timestamp":
+            return pa.timestamp("us", "UTC")
+        return {"string": pa.string(), "bytes": pa.binary(), "bool": pa.bool_()}.get(self.name) or pa.type_for_alias(
+            self.name
+        )
