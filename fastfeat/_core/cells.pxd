@@ -60,10 +60,12 @@ cdef void read_group(
     const PlanView* plan, const Scratch* s, int64_t count, int64_t low, int64_t high,
     int64_t event_us, int64_t known_us,
 ) noexcept nogil
-cdef void read_float64(const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us,
-                       double* out) noexcept nogil
-cdef void read_float32(const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us,
-                       float* out, double* line) noexcept nogil
+cdef void read_float64(
+    const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us, double* out,
+) noexcept nogil
+cdef void read_float32(
+    const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us, float* out, double* line,
+) noexcept nogil
 cdef void column_valid(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* valid) noexcept nogil
 cdef void column_fixed(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* data) noexcept nogil
 cdef uint64_t column_offsets(

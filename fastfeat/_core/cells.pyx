@@ -15,6 +15,7 @@ from libc.math cimport NAN
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from .atomics cimport prefetch
 from .codec cimport (
     CODEC_OK, Writer, writer_array, writer_bin, writer_bool, writer_float32, writer_float64, writer_int, writer_nil,
     writer_str, writer_uint,
@@ -26,7 +27,9 @@ from .columns cimport (
 from .timeline cimport timelines_as_of
 
 cdef enum:
-    GROUP = 64                # entities whose rows stay in the L1 cache until they are copied: 30 KB at 50 float64
+    AHEAD = 4                 # rows on their way from memory while one is copied; more only queue for the same line buffers
+    LINE = 64
+
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -90,38 +93,50 @@ cdef inline void row_to_float64(
             feature_to_float64(feature, row, out)
 
 
-cdef void read_float64(const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us,
-                       double* out) noexcept nogil:
+cdef inline void prefetch_rows(const PlanView* plan, const Scratch* s, int64_t count, int64_t i) noexcept nogil:
+    """Ask for entity i's rows of every view, if there is such an entity."""
+    cdef const uint8_t* row
+    cdef uint32_t v
+    cdef uint32_t at
+    if i >= count:
+        return
+    for v in range(plan.views_count):
+        row = s.rows[v * count + i]
+        if row != NULL:
+            for at in range(0, plan.views[v].table.row_stride, 64):    # LINE
+                prefetch(row + at)
+
+
+cdef void read_float64(
+    const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us, double* out,
+) noexcept nogil:
     """The whole request into a row-major float64 matrix."""
-    cdef int64_t low = 0
-    cdef int64_t high
     cdef int64_t i
     cdef uint32_t v
-    while low < count:
-        high = low + GROUP if low + GROUP < count else count
-        read_group(plan, s, count, low, high, event_us, known_us)
-        for i in range(low, high):
-            for v in range(plan.views_count):
-                row_to_float64(plan, &plan.views[v], s.rows[v * count + i], out + i * plan.matrix_columns)
-        low = high
+    read_group(plan, s, count, 0, count, event_us, known_us)
+    for i in range(AHEAD):
+        prefetch_rows(plan, s, count, i)
+    for i in range(count):
+        prefetch_rows(plan, s, count, i + AHEAD)
+        for v in range(plan.views_count):
+            row_to_float64(plan, &plan.views[v], s.rows[v * count + i], out)
+        out += plan.matrix_columns
 
 
-cdef void read_float32(const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us,
-                       float* out, double* line) noexcept nogil:
+cdef void read_float32(
+    const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us, float* out, double* line,
+) noexcept nogil:
     """The whole request into a row-major float32 matrix; `line` has room for one row as float64."""
-    cdef int64_t low = 0
-    cdef int64_t high
     cdef int64_t i
     cdef uint32_t v
-    while low < count:
-        high = low + GROUP if low + GROUP < count else count
-        read_group(plan, s, count, low, high, event_us, known_us)
-        for i in range(low, high):
-            for v in range(plan.views_count):
-                row_to_float64(plan, &plan.views[v], s.rows[v * count + i], line)
-            for v in range(plan.matrix_columns):
-                out[i * plan.matrix_columns + v] = <float>line[v]
-        low = high
+    read_group(plan, s, count, 0, count, event_us, known_us)
+    for i in range(count):
+        prefetch_rows(plan, s, count, i + AHEAD)
+        for v in range(plan.views_count):
+            row_to_float64(plan, &plan.views[v], s.rows[v * count + i], line)
+        for v in range(plan.matrix_columns):
+            out[v] = <float>line[v]
+        out += plan.matrix_columns
 
 
 cdef inline bint has_value(const PlanFeature* feature, const uint8_t* row) noexcept nogil:

@@ -183,16 +183,16 @@ cdef void timelines_as_of(
     cdef int64_t i
     for start in range(low, high, 32):    # GROUP
         end = start + GROUP if start + GROUP < high else high
-        if end - start > 1:
+        if start == 0 and end > 1:
             prefetch_slots(view, hashes, start, end)
+        if end < keys.count:              # the next group's, in this call or the next one
+            prefetch_slots(view, hashes, end, end + GROUP if end + GROUP < keys.count else keys.count)
         for i in range(start, end):
             blocks[i - start] = timeline_find_fast(view, hashes[i])
         for i in range(start, end):
             if blocks[i - start] != NULL and not block_has_key(blocks[i - start], key_at(keys, i), key_size(keys, i)):
                 blocks[i - start] = timeline_find(view, hashes[i], key_at(keys, i), key_size(keys, i))
             rows[i] = timeline_as_of(view, blocks[i - start], event_us, known_us, &statuses[i], &event_times[i])
-            if end - start > 1 and rows[i] != NULL:
-                prefetch_row(rows[i], view.row_stride)
 
 
 cdef inline void prefetch_slots(
@@ -203,12 +203,6 @@ cdef inline void prefetch_slots(
     for i in range(start, end):
         word = atomic_load_u64(&view.slots[shard_of(view, hashes[i])])
         prefetch(&slots_of(view.arena.base, word)[hashes[i] & slots_mask(word)])
-
-
-cdef inline void prefetch_row(const uint8_t* row, uint32_t size) noexcept nogil:
-    cdef uint32_t at
-    for at in range(0, size, 64):         # LINE
-        prefetch(row + at)
 
 
 cdef inline bint block_has_key(BlockHeader* block, const uint8_t* key, uint16_t size) noexcept nogil:
