@@ -27,9 +27,8 @@ from .columns cimport (
 from .timeline cimport timelines_as_of
 
 cdef enum:
-    AHEAD = 4                 # rows on their way from memory while one is copied; more only queue for the same line buffers
+    AHEAD = 4                 # rows on their way from memory while one is copied; more only queue for line buffers
     LINE = 64
-
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
