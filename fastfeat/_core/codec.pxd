@@ -3,8 +3,9 @@
     Reader  at ---> [ value | value | ... ] <--- end      borrows; `at` moves past a value only with CODEC_OK
     Writer  data -> [ written: size | spare ] capacity    owns; freed with writer_free
 
-Errors:  every reader_ and writer_ function returns CODEC_OK or a negative code. A failed read leaves the Reader where it
-         was; a failed write leaves the Writer's buffer as it was up to `size`. `codec_raise` turns a code into an exception at the border.
+Errors:  every reader_ and writer_ function returns CODEC_OK or a negative code. A failed read leaves the Reader where
+         it was; a failed write leaves the Writer's bytes before its old `size` as they were. `codec_raise` makes an
+         exception of a code at the border.
 Promise: an array or map header claims no more elements than bytes are left, so a count may be trusted for allocating
          that many small things.
 """
@@ -62,6 +63,7 @@ cdef struct Writer:
 
 cdef int writer_grow(Writer* writer, size_t more) noexcept nogil
 cdef void writer_free(Writer* writer) noexcept nogil
+cdef void writer_drop_until(Writer* writer, const uint8_t* to) noexcept nogil
 cdef int reader_skip(Reader* reader, uint32_t depth_max) noexcept nogil
 cdef int codec_raise(int code, str where) except -1
 cdef object reader_object(Reader* reader, uint64_t* values_left, uint32_t depth_left)

@@ -55,6 +55,17 @@ cdef void writer_free(Writer* writer) noexcept nogil:
     writer.size = writer.capacity = 0
 
 
+cdef void writer_drop_until(Writer* writer, const uint8_t* to) noexcept nogil:
+    """Drops the bytes before `to`; gives back memory that only a large frame needed."""
+    cdef size_t left = <size_t> (writer.data + writer.size - to)
+    if left == 0 and writer.capacity > <size_t> 1 << 20:
+        writer_free(writer)
+        return
+    if left:
+        memmove(writer.data, to, left)
+    writer.size = left
+
+
 cdef int reader_skip_scalar(Reader* reader) noexcept nogil:
     """Steps over one value that is neither array nor map."""
     cdef const uint8_t* data
@@ -358,15 +369,5 @@ cdef class FrameSplitter:
                 break
             out.append(PyBytes_FromStringAndSize(<const char*> payload.at, reader_left(&payload)))
         if out:
-            held_cut(&self.held, reader.at)
+            writer_drop_until(&self.held, reader.at)
         return out
-
-
-cdef void held_cut(Writer* held, const uint8_t* to) noexcept nogil:
-    """Drops the bytes before `to`; gives back memory that only a large frame needed."""
-    cdef size_t left = held.data + held.size - to
-    if left == 0 and held.capacity > <size_t> 1 << 20:
-        writer_free(held)
-        return
-    memmove(held.data, to, left)
-    held.size = left
