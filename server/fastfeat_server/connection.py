@@ -1,0 +1,177 @@
+"""One client's connection: a thin asyncio protocol around ServerSession.
+
+Back-pressure: while the peer does not read, or a LOAD is behind, nothing more is read from it. Half-closed: what was
+asked before the end is answered, then the connection is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any, cast
+
+from fastfeat.errors import FastFeatError, RemoteProtocolError
+from fastfeat.protocol import ServerSession
+
+from . import requests
+from .loading import Load
+from .pause import Pause
+
+if TYPE_CHECKING:
+    from .server import Server
+
+
+class Connection(asyncio.Protocol):
+    """pending: requests whose answer is still to come from a thread."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.session = ServerSession(self._handle, server.config.frame_size_max, server.config.entities_max)
+        self.loads: dict[int, Load] = {}  # begun and not ended
+        self.pending = 0
+        self._last_load = 0
+        self.transport: asyncio.Transport
+        self._pause = Pause.NONE
+        self._is_ended = False  # the peer has sent its last byte
+        self._handshake: asyncio.TimerHandle | None = None
+
+    # Called by the event loop -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods, not by its class
+        if refusal := self.server.admit(self):
+            self.session.fail(None, refusal)
+            self._send(self.session.take())
+            transport.close()
+            return
+        seconds = self.server.config.handshake_seconds
+        self._handshake = self.server.loop.call_later(seconds, self._handshake_is_late)
+
+    def data_received(self, data: bytes) -> None:
+        session = self.session
+        out = session.receive(data)
+        if out is not None:
+            self.transport.write(out)
+        if session.has_more or session.is_closing:
+            self._go_on()
+
+    def eof_received(self) -> bool:
+        self._is_ended = True
+        self._close_if_done()
+        return True
+
+    def pause_writing(self) -> None:
+        self.pause(Pause.WRITING)
+
+    def resume_writing(self) -> None:
+        self.resume(Pause.WRITING)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._handshake is not None:
+            self._handshake.cancel()
+        for load in self.loads.values():
+            load.abort()
+        self.server.forget(self)
+
+    # Called by requests -----------------------------------------------------------------------------------------------
+
+    def greet(self, frame_size_max: int) -> None:
+        assert self._handshake is not None
+        self._handshake.cancel()
+        self.session.greet(frame_size_max)
+
+    def pause(self, why: Pause) -> None:
+        if not self._pause:
+            self.session.pause()
+            self.transport.pause_reading()
+        self._pause |= why
+
+    def resume(self, why: Pause) -> None:
+        was = self._pause
+        self._pause &= ~why
+        if was and not self._pause:
+            self._send(self.session.resume())
+            self._go_on()
+            if not self._pause:
+                self.transport.resume_reading()
+
+    def reply(self, request_id: int, result: object) -> None:
+        """Answers later than in the order of the stream."""
+        self.session.reply(request_id, result)
+        self._flush()
+
+    def fail(self, request_id: int, error: BaseException) -> None:
+        self.session.fail(request_id, error)
+        self._flush()
+
+    def in_thread(self, request_id: int, executor: Executor, work: Callable[[], object]) -> asyncio.Future[object]:
+        """Answers the request with what `work` gives, from a thread; the future is done when it is answered."""
+        self.pending += 1
+        future = self.server.loop.run_in_executor(executor, work)
+        future.add_done_callback(lambda done: self._thread_done(request_id, done))
+        return future
+
+    def add_load(self, load: Load) -> int:
+        """The load's number on this connection."""
+        self._last_load += 1
+        self.loads[self._last_load] = load
+        return self._last_load
+
+    def stop(self) -> None:
+        """Reads nothing more; closes once all is answered."""
+        self.pause(Pause.STOPPING)
+        for load in self.loads.values():
+            load.abort()
+        self._is_ended = True
+        self._close_if_done()
+
+    # Own --------------------------------------------------------------------------------------------------------------
+
+    def _handle(self, request_id: int, method: str, params: object) -> None:
+        requests.handle(self, request_id, method, params)
+
+    def _thread_done(self, request_id: int, done: asyncio.Future[Any]) -> None:
+        self.pending -= 1
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is None:
+            self.reply(request_id, done.result())
+        else:
+            self.server.note(error)
+            self.fail(request_id, error)
+
+    def _send(self, out: bytes | memoryview | None) -> None:
+        if out is not None and not self.transport.is_closing():
+            self.transport.write(out)
+
+    def _flush(self) -> None:
+        self._send(self.session.take())
+        self._close_if_done()
+
+    def _go_on(self) -> None:
+        """Handles what `receive` left because its replies were many; closes after a broken stream."""
+        while self.session.has_more and not self.session.is_paused and not self.transport.is_closing():
+            self._send(self.session.resume())
+        if self.session.is_closing:
+            self.transport.close()
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if not self._is_ended or self.pending or self._pause not in (Pause.NONE, Pause.STOPPING):
+            return
+        if self.session.held_size and not self._pause and not self.session.is_closing:
+            self.session.fail(None, RemoteProtocolError("the stream ended inside a frame"))
+            self._send(self.session.take())
+        self.transport.close()
+
+    def _handshake_is_late(self) -> None:
+        seconds = self.server.config.handshake_seconds
+        self.session.fail(None, RemoteProtocolError(f"no HELLO within {seconds} s; say HELLO first"))
+        self._flush()
+        self.transport.close()
+
+
+def refuse(limit: int) -> FastFeatError:
+    return FastFeatError(f"{limit} connections are open, which is the limit; close some or raise connections_max")

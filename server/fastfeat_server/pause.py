@@ -1,0 +1,12 @@
+"""Why a connection is not read."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+
+class Pause(IntFlag):
+    NONE = 0
+    WRITING = 1  # the peer does not take what it asked for
+    LOADING = 2  # chunks of a LOAD wait for the store
+    STOPPING = 4

@@ -1,0 +1,187 @@
+"""What each method does: the one table from a method's name to its answer. GET as values is answered in native code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from fastfeat import __version__
+from fastfeat.errors import DataError, RemoteProtocolError
+from fastfeat.protocol import FRAME_SIZE_MIN, VERSION
+from fastfeat.result import Result
+
+from .loading import handle_load
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+ROWS_INLINE_MAX: Final = 256  # rows of a write small enough (well under a millisecond) not to need a thread
+
+
+def handle(connection: Connection, request_id: int, method: str, params: object) -> None:
+    """Answers a message, now or later. What it raises becomes the error reply."""
+    if method not in METHODS:
+        raise RemoteProtocolError(f"method {method!r:.40} is unknown; known are {', '.join(METHODS)}")
+    METHODS[method](connection, request_id, params)
+
+
+def hello(connection: Connection, request_id: int, params: object) -> None:
+    if connection.session.is_greeted:
+        raise RemoteProtocolError("HELLO: said already on this connection")
+    said = expect_map(params, "HELLO")
+    if said.get("version") != VERSION:
+        raise RemoteProtocolError(f"HELLO: version {said.get('version')!r:.20}; this server speaks version {VERSION}")
+    frame_size_max = said.get("frame_size_max", connection.server.config.frame_size_max)
+    if not is_int(frame_size_max) or frame_size_max < FRAME_SIZE_MIN:
+        raise RemoteProtocolError(f"HELLO: frame_size_max must be an integer of at least {FRAME_SIZE_MIN}")
+    connection.greet(frame_size_max)
+    connection.session.reply(
+        request_id,
+        {
+            "version": VERSION,
+            "server": f"fastfeat {__version__}",
+            "frame_size_max": connection.server.config.frame_size_max,
+            "entities_max": connection.server.config.entities_max,
+            "compression": "none",
+        },
+    )
+
+
+def prepare(connection: Connection, request_id: int, params: object) -> None:
+    wanted = expect_map(params, "PREPARE")
+    if len(wanted) != 1 or not wanted.keys() <= {"features", "service"}:
+        raise RemoteProtocolError("PREPARE: give {'features': ['view:field', ...]} or {'service': name}")
+    if connection.session.plans_count >= connection.server.config.plans_max:
+        limit = connection.server.config.plans_max
+        raise DataError(f"{limit} plans on this connection, which is the limit; reuse them or raise plans_max")
+    plan = connection.server.store.plan(wanted.get("service", wanted.get("features")))
+    connection.session.reply(
+        request_id,
+        {
+            "plan": connection.session.add_plan(plan),
+            "keys": list(zip(plan.key_names, plan.key_types, strict=True)),
+            "features": [[name, str(dtype)] for name, dtype in zip(plan.features, plan.dtypes, strict=True)],
+            "views": plan.views,
+            "view_of": plan.view_of,
+            "matrix_columns": plan.matrix_columns,
+        },
+    )
+
+
+def get_arrow(connection: Connection, request_id: int, params: object) -> None:
+    """GET in format 4; the native session has checked number, format and limits. Encoded in a thread."""
+    number, keys, _, as_of, known_at, *_ = [*expect_list(params, "GET"), None, None]
+    plan = connection.session.plan(number)
+    columns = plan.columns(entity_columns(plan, keys), as_of, known_at)
+    result = Result(plan.features, plan.dtypes, plan.views, plan.view_of, *columns)
+    connection.in_thread(request_id, connection.server.executor, lambda: [*status_bytes(*columns), arrow_bytes(result)])
+
+
+def entity_columns(plan: Any, keys: object) -> dict[str, Any]:
+    parts = expect_list(keys, "GET keys")
+    if len(parts) != len(plan.key_names):
+        raise DataError(f"GET has {len(parts)} key columns, the plan has {len(plan.key_names)}")
+    out = {}
+    for name, kind, part in zip(plan.key_names, plan.key_types, parts, strict=True):
+        if isinstance(part, bytes):
+            if kind == "string" or len(part) % 8:
+                raise DataError(f"join key {name!r}: a bin of {len(part)} B is no column of {kind}")
+            part = np.frombuffer(part, "<u8" if kind == "uint64" else "<i8")
+        out[name] = part
+    return out
+
+
+def status_bytes(statuses: Any, event_times: Any, _: object) -> list[bytes]:
+    return [statuses.tobytes(), event_times.tobytes()]
+
+
+def arrow_bytes(result: Result) -> bytes:
+    import pyarrow as pa
+
+    table = result.to_arrow()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def push(connection: Connection, request_id: int, params: object) -> None:
+    """[view, rows]: rows as maps, or an Arrow stream as bin; the created time of the batch."""
+    view, rows = expect_view(params, "PUSH")
+    store = connection.server.store
+    if isinstance(rows, bytes):
+        write(connection, request_id, None, lambda: store.push(view, read_arrow(rows)))
+        return
+    rows = expect_list(rows, "PUSH rows")
+    write(connection, request_id, len(rows), lambda: store.push(view, rows))
+
+
+def delete(connection: Connection, request_id: int, params: object) -> None:
+    """[view, keys as maps]"""
+    view, keys = expect_view(params, "DELETE")
+    keys = expect_list(keys, "DELETE keys")
+    store = connection.server.store
+    write(connection, request_id, len(keys), lambda: store.delete(view, keys))
+
+
+def write(connection: Connection, request_id: int, rows: int | None, work: Callable[[], object]) -> None:
+    """A small write at once, unless a write in a thread could make it wait and with it the whole loop."""
+    server = connection.server
+    if rows is not None and rows <= ROWS_INLINE_MAX and not server.writes_queued and not server.loads:
+        connection.session.reply(request_id, work())
+        return
+    server.writes_queued += 1
+    connection.in_thread(request_id, server.writer, work).add_done_callback(server.write_done)
+
+
+def read_arrow(stream: bytes) -> Any:
+    import pyarrow as pa
+
+    try:
+        return pa.ipc.open_stream(stream).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"PUSH: the rows are not an Arrow stream: {error}") from None
+
+
+def info(connection: Connection, request_id: int, params: object) -> None:
+    connection.session.reply(request_id, {**connection.server.store.info(), "server": connection.server.info()})
+
+
+def ping(connection: Connection, request_id: int, params: object) -> None:
+    connection.session.reply(request_id, None)
+
+
+def is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def expect_map(params: object, method: str) -> Mapping[str, Any]:
+    if not isinstance(params, dict):
+        raise RemoteProtocolError(f"{method}: params must be a map")
+    return params
+
+
+def expect_list(params: object, what: str) -> list[Any]:
+    if not isinstance(params, list):
+        raise RemoteProtocolError(f"{what} must be an array")
+    return params
+
+
+def expect_view(params: object, method: str) -> tuple[str, Any]:
+    if not isinstance(params, list) or len(params) != 2 or not isinstance(params[0], str):
+        raise RemoteProtocolError(f"{method}: params must be [view, rows]")
+    return params[0], params[1]
+
+
+METHODS: Final[dict[str, Callable[[Connection, int, object], None]]] = {
+    "HELLO": hello,
+    "PREPARE": prepare,
+    "GET": get_arrow,
+    "PUSH": push,
+    "DELETE": delete,
+    "LOAD": handle_load,
+    "INFO": info,
+    "PING": ping,
+}

@@ -1,0 +1,214 @@
+"""The server: listens, admits connections, stops gracefully."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import Any
+
+from fastfeat.errors import DataError, FastFeatError
+
+from .config import Config, check_host
+from .connection import Connection, refuse
+from .loading import Load
+
+log = logging.getLogger("fastfeat.server")
+BACKLOG = 1024  # connections that wait to be accepted
+
+
+class Server:
+    """A running server. Made by `start`; `addresses` are URLs that `fastfeat.connect` takes.
+
+    executor: encodes Arrow answers. writer: large writes, one after the other.
+    """
+
+    def __init__(self, store: Any, config: Config, loop: asyncio.AbstractEventLoop) -> None:
+        self.store = store
+        self.config = config
+        self.loop = loop
+        self.addresses: list[str] = []
+        self.connections: set[Connection] = set()
+        self.loads: set[Load] = set()
+        self.executor = ThreadPoolExecutor(1, "fastfeat-encode")
+        self.writer = ThreadPoolExecutor(1, "fastfeat-write")
+        self.writes_queued = 0
+        self._listeners: list[asyncio.Server] = []
+        self._gone = asyncio.Event()
+        self._is_stopping = False
+        self._gets_of_closed = 0
+
+    # Connections ------------------------------------------------------------------------------------------------------
+
+    def admit(self, connection: Connection) -> FastFeatError | None:
+        """Counts a new connection in; the error to send it where it is one too many."""
+        if self._is_stopping:
+            return FastFeatError("the server is stopping; connect again when it is back")
+        if len(self.connections) >= self.config.connections_max:
+            return refuse(self.config.connections_max)
+        self.connections.add(connection)
+        return None
+
+    def forget(self, connection: Connection) -> None:
+        if connection in self.connections:
+            self._gets_of_closed += connection.session.gets
+            self.connections.discard(connection)
+        if not self.connections:
+            self._gone.set()
+
+    def info(self) -> dict[str, Any]:
+        gets = self._gets_of_closed + sum(connection.session.gets for connection in self.connections)
+        return {"connections": len(self.connections), "gets": gets, "loads": len(self.loads)}
+
+    def note(self, error: BaseException) -> None:
+        """Logs an error that is nobody's but ours."""
+        if not isinstance(error, FastFeatError):
+            log.error("internal error", exc_info=error)
+
+    def write_done(self, _: object) -> None:
+        self.writes_queued -= 1
+
+    # Listening --------------------------------------------------------------------------------------------------------
+
+    async def listen(self) -> None:
+        if self.config.host:
+            for sock in tcp_sockets(self.config):
+                await self._listen_at(self.loop.create_server(lambda: Connection(self), sock=sock, backlog=BACKLOG))
+                host, port = sock.getsockname()[:2]
+                self.addresses.append(f"fastfeat://[{host}]:{port}" if ":" in host else f"fastfeat://{host}:{port}")
+        if self.config.unix_socket:
+            sock = unix_socket(self.config.unix_socket)
+            await self._listen_at(self.loop.create_unix_server(lambda: Connection(self), sock=sock, backlog=BACKLOG))
+            self.addresses.append(f"fastfeat+unix://{os.path.abspath(self.config.unix_socket)}")
+
+    async def _listen_at(self, listening: Any) -> None:
+        self._listeners.append(await listening)
+
+    async def stop(self) -> None:
+        """Accepts nobody, answers what was asked, and closes, at the latest after drain_seconds."""
+        if self._is_stopping:
+            return
+        self._is_stopping = True
+        for listener in self._listeners:
+            listener.close()
+        if self.config.unix_socket:
+            with suppress(OSError):
+                os.unlink(self.config.unix_socket)
+        for connection in list(self.connections):
+            connection.stop()
+        if self.connections:
+            self._gone.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), self.config.drain_seconds)
+        for connection in list(self.connections):
+            connection.transport.abort()
+        self.executor.shutdown(wait=False, cancel_futures=True)
+        self.writer.shutdown(wait=False, cancel_futures=True)
+
+
+def tcp_sockets(config: Config) -> list[socket.socket]:
+    """Bound sockets of every address of the host, all on one port. Raises DataError: not loopback, or in use."""
+    check_host(config.host)
+    try:
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise DataError(f"host {config.host!r} has no address: {error.strerror}") from None
+    sockets: list[socket.socket] = []
+    port = config.port
+    try:
+        for family, _, _, _, address in found:
+            if not ip_address(address[0]).is_loopback:
+                raise DataError(f"host {config.host!r} is {address[0]}, which is no loopback address")
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((address[0], port))
+            port = sock.getsockname()[1]
+    except OSError as error:
+        for sock in sockets:
+            sock.close()
+        raise DataError(f"cannot listen on {config.host}:{port}: {error.strerror}; choose another port") from None
+    except DataError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def unix_socket(path: str) -> socket.socket:
+    """A bound socket that only this user may connect to. Takes over a dead server's path, never a living one's."""
+    remove_dead_socket(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        sock.bind(path)
+    except OSError as error:
+        sock.close()
+        raise DataError(f"cannot listen on {path}: {error}; choose another path") from None
+    finally:
+        os.umask(before)
+    return sock
+
+
+def remove_dead_socket(path: str) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise DataError(f"{path} exists and is not a socket; choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            os.unlink(path)
+            return
+    raise DataError(f"a server listens on {path} already; stop it or choose another path")
+
+
+async def start(store: Any, config: Config | None = None) -> Server:
+    """A server of the store in the running event loop. Raises DataError where it cannot listen."""
+    server = Server(store, config or Config(), asyncio.get_running_loop())
+    try:
+        await server.listen()
+    except BaseException:
+        await server.stop()
+        raise
+    return server
+
+
+def serve(store: Any, config: Config | None = None, *, ready: Callable[[Server], object] | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, then stops gracefully; a second signal ends the drain.
+
+    ready: called with the Server once it accepts connections.
+    """
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve_until_signal(store, config, ready))
+
+
+async def serve_until_signal(store: Any, config: Config | None, ready: Callable[[Server], object] | None) -> None:
+    loop = asyncio.get_running_loop()
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    server = await start(store, config)
+    if ready is not None:
+        ready(server)
+    await signals.get()
+    stopping = asyncio.ensure_future(server.stop())
+    again = asyncio.ensure_future(signals.get())
+    await asyncio.wait({stopping, again}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (stopping, again):
+        task.cancel()
+    await asyncio.gather(stopping, again, return_exceptions=True)
