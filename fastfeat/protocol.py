@@ -27,8 +27,8 @@ from .errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
     "DEFAULT_PORT",
-    "FRAME_SIZE_MIN",
     "FRAME_SIZE_MAX",
+    "FRAME_SIZE_MIN",
     "VERSION",
     "ClientSession",
     "Column",

@@ -45,16 +45,20 @@ from ..protocol import (
 from ..result import Result
 from .address import Address
 from .features import Wanted, WantedFeatures
+from .loading import CHUNKS_UNANSWERED_MAX, LoadReport, chunks, report_of
 from .messages import (
     CLIENT_NAME,
     delete_params,
     expect_int,
     expect_map,
+    load_options,
     matrix_format,
     matrix_target,
     push_params,
     result_of,
+    source_reader,
     time_us,
+    view_name,
 )
 
 if TYPE_CHECKING:
@@ -154,13 +158,18 @@ class Connection:
 
     def _answer(self, request_id: int, frame: bytes) -> object:
         self.send(frame)
-        got, error, result = reply_of(self.receive_frame())
-        if got not in (request_id, None):
-            raise RemoteProtocolError(f"reply: answers request {got}, not {request_id}")
+        error, result = self._outcome(request_id)
         self.is_clean = not isinstance(error, RemoteProtocolError)
         if error is not None:
             raise error
         return result
+
+    def _outcome(self, request_id: int) -> tuple[FastFeatError | None, object]:
+        """Error or result of the oldest request without an answer."""
+        got, error, result = reply_of(self.receive_frame())
+        if got not in (request_id, None):
+            raise RemoteProtocolError(f"reply: answers request {got}, not {request_id}")
+        return error, result
 
     def late(self) -> Timeout:
         return Timeout(f"{self.address} did not answer within {self.timeout} s; raise timeout or ask for less at once")
@@ -233,6 +242,26 @@ class Connection:
             frame = plan.encode(request_id, start, min(start + per_request, count), Format.COLUMNS, as_of, known_at)
             parts.append(columns_of(plan, self._answer(request_id, frame)))
         return plan, join_columns(plan, parts)
+
+    def load(self, begin: list[Any], reader: Any) -> LoadReport:
+        """Sends the source in chunks, a few ahead of the answers."""
+        load = expect_int(self.call("LOAD", begin), "LOAD")
+        self.is_clean = False  # until "end" is answered: closing the connection is what ends a load that failed
+        waiting: deque[int] = deque()
+        for chunk in chunks(reader):
+            request_id, frame = self.session.request("LOAD", ["chunk", load, chunk])
+            self.send(frame)
+            waiting.append(request_id)
+            if len(waiting) >= CHUNKS_UNANSWERED_MAX:
+                self._expect_taken(waiting.popleft())
+        while waiting:
+            self._expect_taken(waiting.popleft())
+        return report_of(self.call("LOAD", ["end", load]))
+
+    def _expect_taken(self, request_id: int) -> None:
+        error, _ = self._outcome(request_id)
+        if error is not None:
+            raise error
 
 
 class Client:
@@ -347,6 +376,23 @@ class Client:
     def delete(self, view: str | FeatureView, entity_rows: Sequence[Mapping[str, object]]) -> None:
         """Takes every row of these entities created before now out of every answer."""
         self._write(Connection.call, "DELETE", delete_params(view, entity_rows))
+
+    def load(
+        self,
+        view: str | FeatureView,
+        source: object,
+        *,
+        event_time: str = "event_timestamp",
+        created_time: str | None = None,
+        progress: bool = False,
+    ) -> LoadReport:
+        """Loads Arrow or files: anything with __arrow_c_stream__ or __arrow_c_array__, or a path. As Store.load.
+
+        Rows become visible in batches while it runs. `timeout` holds for each chunk. Never retried.
+        """
+        begin = ["begin", view_name(view), load_options(event_time, created_time)]
+        reader = source_reader(source)
+        return self._write(Connection.load, begin, reader)
 
     # Connections ------------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,19 @@ def arrow_stream(rows: object) -> bytes:
     return bytes(sink.getvalue())
 
 
+def load_options(event_time: str, created_time: str | None) -> dict[str, str | None]:
+    return {"event_time": event_time, "created_time": created_time}
+
+
+def source_reader(source: object) -> Any:
+    """A RecordBatchReader of what `load` takes: Arrow, or the path of files."""
+    if hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__"):
+        return reader_of(source)
+    from ..arrow import open_source
+
+    return open_source(source)
+
+
 def reader_of(rows: object) -> Any:
     """A RecordBatchReader of anything in Arrow."""
     import pyarrow as pa
