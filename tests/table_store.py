@@ -93,10 +93,17 @@ class TableStore:
 
 
 def user(user_id: int, **values: Any) -> dict[str, Any]:
-    row = {"user_id": user_id, "x": user_id + 0.5, "y": None, "count": user_id, "name": f"user {user_id}", "tags": []}
+    row: dict[str, Any] = {
+        "user_id": user_id,
+        "x": user_id + 0.5,
+        "y": None,
+        "count": user_id,
+        "name": f"user {user_id}",
+        "tags": [],
+    }
     return {**row, "event_timestamp": NOW_US - 1000, **values}
 
 
 def place(city: str, zone: int, **values: Any) -> dict[str, Any]:
-    row = {"city": city, "zone": zone, "embedding": [1.0, 2.0, 3.0], "open": True, "seen": NOW_US}
+    row: dict[str, Any] = {"city": city, "zone": zone, "embedding": [1.0, 2.0, 3.0], "open": True, "seen": NOW_US}
     return {**row, "event_timestamp": NOW_US - 1000, **values}

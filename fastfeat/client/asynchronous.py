@@ -213,7 +213,7 @@ class AsyncClient:
         """As Client.get_feature_vector."""
         target = None if out is None else out[np.newaxis]
         matrix = await self.get_feature_vectors(features, [entity_row], as_of=as_of, known_at=known_at, out=target)
-        return matrix[0] if out is None else out  # type: ignore[no-any-return]
+        return matrix[0] if out is None else out
 
     async def get_feature_vectors(
         self,

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
 from ..errors import DataError, RemoteProtocolError
 from ..protocol import Columns, Format, PreparedPlan
 from ..result import Result
 from ..times import to_us
 
-CLIENT_NAME = f"fastfeat-python {__version__}"
+CLIENT_NAME = "fastfeat-python"
 
 if TYPE_CHECKING:
     from ..schema import FeatureView
@@ -62,12 +61,10 @@ def load_options(event_time: str, created_time: str | None) -> dict[str, str | N
 
 
 def source_reader(source: object) -> Any:
-    """A RecordBatchReader of what `load` takes: Arrow, or the path of files."""
+    """A RecordBatchReader of what `load` takes. Raises DataError."""
     if hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__"):
         return reader_of(source)
-    from ..arrow import open_source
-
-    return open_source(source)
+    raise DataError(f"load takes Arrow (__arrow_c_stream__ or __arrow_c_array__), not {type(source).__name__}")
 
 
 def reader_of(rows: object) -> Any:
