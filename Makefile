@@ -41,7 +41,7 @@ test-long: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra
 check: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-bench $(VENV)/.extra-lint  ## ruff, cython-lint, mypy strict
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(if $(NATIVE),$(PY) -m cython_lint $(filter %.pyx %.pxd,$(NATIVE)))
+	PATH="$(abspath $(VENV))/bin:$$PATH" cython-lint $(filter %.pyx %.pxd,$(NATIVE)) $(wildcard benchmarks/*.pyx)
 	$(PY) -m mypy
 
 debug-test: $(DEBUG_VENV)/.built $(DEBUG_VENV)/.extra-demo $(DEBUG_VENV)/.extra-test  ## the core's tests on a build with checks on

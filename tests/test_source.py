@@ -136,6 +136,39 @@ def test_modules_import_only_what_their_layer_allows() -> None:
     assert layer_faults() == []
 
 
+def test_an_import_from_above_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = {
+        "fastfeat/store.py": "from . import schema\n",
+        "fastfeat/schema.py": "from .store import Store\n",
+        "fastfeat/_core/table.pyx": "from ..schema import Field\n",
+        "fastfeat/client/blocking.py": "import fastfeat.store\n",
+        "fastfeat/surprise.py": "",
+        "server/fastfeat_server/front.py": "from fastfeat._core.plan import Plan\n",
+    }
+    for name, text in seeds.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert layer_faults() == [
+        "fastfeat/_core/table.pyx: _core may not import schema",
+        "fastfeat/client/blocking.py: client may not import store",
+        "fastfeat/schema.py: schema may not import store",
+        "fastfeat/surprise.py: module 'surprise' has no row in MAY_IMPORT; give it one",
+        "server/fastfeat_server/front.py: fastfeat_server may not import _core",
+    ]
+
+
+def test_extensions_that_python_imports_have_stubs() -> None:
+    native = {path.stem for path in sources(".pyx", under=("fastfeat/_core",))}
+    wanted = {
+        name.split(".")[2]
+        for path in sources(".py")
+        for name in imports(path)
+        if name.startswith("fastfeat._core.") and name.split(".")[2] in native
+    }
+    assert sorted(name for name in wanted if not (ROOT / f"fastfeat/_core/{name}.pyi").exists()) == []
+
+
 def test_inside_the_core_imports_point_down() -> None:
     rank = {name: i for i, row in enumerate(CORE_ORDER) for name in row}
     edges: dict[str, set[str]] = {}
@@ -184,7 +217,7 @@ def test_relative_and_absolute_imports_resolve_alike(tmp_path: Path) -> None:
     assert CYTHON_IMPORT.findall(text) == ["cython"]
 
 
-def test_the_protocol_sees_only_the_codec_of_the_core() -> None:
+def test_the_protocol_sees_only_the_wire_side_of_the_core() -> None:
     path = ROOT / "fastfeat/protocol.py"
     if path.exists():
         of_core = {name.split(".")[2] for name in imports(path) if name.startswith("fastfeat._core.")}
