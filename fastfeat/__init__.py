@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from .schema import Field as Field
     from .status import Status as Status
 
-# Module -> its public names. Each is loaded when a name of it is first used, so that a client imports neither pyarrow nor
-# the core, and `import fastfeat` costs nothing.
+# Module -> its public names. Each is loaded when a name of it is first used, so that a client imports neither pyarrow
+# nor the core, and `import fastfeat` costs nothing.
 PUBLIC = {
     "dtypes": ("DType",),
     "errors": (

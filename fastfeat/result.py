@@ -9,8 +9,8 @@
         string, bytes  uint8: all bytes, one after the other                     uint32 [n + 1]
         list           uint8: elements packed; texts: count, lengths, bytes      uint32 [n + 1]
 
-A value that is not valid has zero bytes as data. Nothing is decoded before it is asked for, and Arrow and NumPy forms share
-the arrays' memory where their layouts agree. NumPy is all that the import needs.
+A value that is not valid has zero bytes as data. Nothing is decoded before it is asked for, and Arrow and NumPy forms
+share the arrays' memory where their layouts agree. NumPy is all that the import needs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Result:
     names:        "view:field" of every feature, the order of columns in every form.
     dtypes:       the features' types.
     statuses:     view -> uint8 [n] of Status (never NULL, which is of a value: `status(feature)`).
-    event_times:  view -> int64 [n], microseconds since 1970 UTC of the row that answered or expired; 0 where there is none.
+    event_times:  view -> int64 [n], microseconds since 1970 UTC of the row that answered or expired; 0 where none is.
     """
 
     __slots__ = ("_columns", "_event_times", "_statuses", "_view_of", "dtypes", "names", "views")
@@ -114,7 +114,7 @@ class Result:
         return pa.Table.from_arrays(arrays, names=list(self.names))
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """name -> list of Python values: None where there is no value, timestamps as aware datetimes, vectors as lists."""
+        """name -> list of Python values: None where there is none, timestamps as aware datetimes, vectors as lists."""
         return {
             name: list(python_values(kind, column, len(self)))
             for name, kind, column in zip(self.names, self.dtypes, self._columns, strict=True)

@@ -1,7 +1,7 @@
 """Time, in one place: int64 microseconds since 1970-01-01 UTC, from year 1 to the end of year 9999.
 
-A datetime without a zone is refused: nobody can say which moment it is. What is finer than a microsecond is floored, also
-before 1970, so that a time never moves into the future.
+A datetime without a zone is refused: nobody can say which moment it is. What is finer than a microsecond is floored,
+also before 1970, so that a time never moves into the future.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def to_us(value: object, what: str = "time") -> int:
             raise DataError(
                 f"{what} {value.isoformat()} has no time zone; give it one, such as value.replace(tzinfo=timezone.utc)"
             )
-        # The parts of a difference are floored, also in subclasses that are finer than a microsecond (pandas.Timestamp).
+        # The parts of a difference are floored, also in subclasses that are finer than a microsecond
+        # (pandas.Timestamp).
         since = value - EPOCH
         us = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     else:

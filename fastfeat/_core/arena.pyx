@@ -34,7 +34,7 @@ import os
 from ..errors import DataError, StorageError
 from .atomics cimport (
     atomic_add_u64, atomic_fence, atomic_load_u64, atomic_store_u32, atomic_store_u64, atomic_swap_u32,
-    atomic_swap_u64, cpu_relax, ff_check,
+    atomic_swap_u64, cpu_relax, ff_check, ff_poison, ff_seeded_bug,
 )
 from .layout cimport MAGIC, PAGE_SIZE, READER_SLOTS, ArenaHeader, FreeExtent, HeapHeader
 from .layout import LAYOUT_VERSION
@@ -154,6 +154,7 @@ cdef void extent_free(ArenaView* arena, uint64_t at, uint64_t size) noexcept nog
     cdef uint64_t before_at = 0
     cdef uint64_t* link
     size = pages(size)
+    ff_poison(extent, size)
     arena_lock(header)
     link = &header.free_at
     while link[0] != 0 and link[0] < at:
@@ -283,6 +284,7 @@ cdef void heap_free(ArenaView* arena, HeapHeader* heap, uint64_t at, uint64_t si
     if size > HEAP_SIZE_MAX:
         extent_free(arena, at, size)
     else:
+        ff_poison(arena.base + at, size)
         heap_push(arena, heap, at, heap_class(size))
 
 
@@ -317,6 +319,8 @@ cdef uint64_t epoch_oldest_pin(ArenaView* arena) noexcept nogil:
     cdef uint64_t oldest = ~<uint64_t>0
     cdef uint64_t pinned
     cdef int slot
+    if ff_seeded_bug("reclaim_ignores_pins"):
+        return oldest
     atomic_fence()
     for slot in range(READER_SLOTS):
         pinned = atomic_load_u64(&arena.header.readers[slot].pinned)

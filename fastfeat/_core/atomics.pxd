@@ -15,4 +15,7 @@ cdef extern from "atomics.h" nogil:
 
 
 cdef extern from "checks.h" nogil:
+    const bint FF_IS_DEBUG
     void ff_check(bint condition) noexcept
+    bint ff_seeded_bug(const char* name) noexcept
+    void ff_poison(void* at, size_t size) noexcept

@@ -20,6 +20,7 @@ cdef struct ShardWriter:      # what one shard's writer has prepared and what wa
     Vector entries            # DirectoryEntry
     Vector retired            # Retired, oldest first
     size_t retired_first
+    uint64_t claimed          # slots
     int64_t rows_delta
     int64_t entities_delta    # slots taken
     int64_t live_delta        # entities with rows

@@ -17,6 +17,7 @@ Errors:     ARENA_FULL or NO_MEMORY; readers have seen nothing.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from .atomics cimport atomic_store_u32, ff_seeded_bug
 from .builder cimport (
     Entity, RowRef, block_build, block_place, block_replace, move_down, piece_add, refs_add_block, row_heap_replace,
     row_order, vector_add, writer_alloc,
@@ -355,6 +356,8 @@ cdef Status entity_prepare(Entity* entity, RowRef* fresh, uint32_t count) noexce
         not entity.is_head_changed and entity.tail.count > 0 and entity.tail.count + count <= entity.tail.capacity
         and comes_after_tail(entity, fresh)
     ):
+        if ff_seeded_bug("count_before_row"):
+            atomic_store_u32(&entity.tail.count, entity.tail.count + count)
         for i in range(count):
             status = block_place(entity, entity.tail, entity.tail.count + i, &fresh[i])
             if status != OK:

@@ -12,7 +12,7 @@
     two slots; the timeline's own copy of the key decides.
 
 Invariant:   slots are never removed; a deleted entity keeps its slot. A search ends at the first empty slot.
-Invariant:   at most 7/8 of a shard's slots are taken, so every search ends.
+Invariant:   a shard has more slots than entities (at most 7/8 are taken while memory lasts), so every search ends.
 Ordering:    a slot's block is stored (release) after the block's bytes; a reader that loads it (acquire) sees them. A
              shard's new slots are filled before their word is stored (release).
 Concurrency: one writer per shard, any number of readers. A reader may search slots that were just replaced; they are

@@ -18,7 +18,10 @@
 All offsets count from the arena's first byte. 0 is never a valid offset of anything but the header.
 """
 
+from .atomics cimport FF_IS_DEBUG
+
 LAYOUT_VERSION = 1
+IS_DEBUG = bool(FF_IS_DEBUG)
 
 
 def check_sizes():

@@ -2,7 +2,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..dtypes import DType
-from .arena import Arena as Arena
+from .arena import Arena
 
 class Clock:
     """Now, in microseconds since 1970 UTC: the system's clock, or `function`."""

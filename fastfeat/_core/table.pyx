@@ -19,7 +19,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from ..errors import DataError
+from ..errors import ArenaFull, DataError
 from .arena cimport Arena, extent_alloc, extent_free
 from .builder cimport ShardWriter, writer_free_memory
 from .columns cimport KeyView, RowBatch, RowLayout, batch_from_arrow
@@ -41,6 +41,7 @@ cdef enum:
     PARALLEL_ROWS_MIN = 8192      # fewer rows are not worth a second thread
 
 DURATION_MAX_US = 1 << 62         # longer than all of time: no difference to it, and no overflow
+DELETE_PART = 64                  # entities: their tombstones fit the reserve of the least arena
 RECLAIM_WAIT_S = 1.0              # how long a writer that finds the arena full waits for readers to leave
 
 
@@ -182,9 +183,15 @@ cdef class Table:
         """
         cdef Request keys = Request(self.layout.key_names, self.layout.key_types)
         keys.set_rows(entity_rows)
-        if keys.count:
-            with self.lock:
-                self.apply(Delete(self, keys, created_us))
+        if keys.count == 0:
+            return
+        with self.lock:
+            try:
+                self.apply(Delete(self, keys, created_us, 0, keys.count))
+            except ArenaFull:
+                # In small parts, each living on what the one before gave back: forgetting must not need room.
+                for low in range(0, keys.count, DELETE_PART):
+                    self.apply(Delete(self, keys, created_us, low, min(low + DELETE_PART, keys.count)))
 
     def apply(self, change):
         """Prepare and publish; on a full arena wait for readers to leave, reclaim and try once more."""
@@ -297,7 +304,7 @@ cdef class Delete(Change):
     cdef Request request          # owns the keys' bytes
     cdef int64_t deleted_us
 
-    def __cinit__(self, Table table, Request request, int64_t deleted_us):
+    def __cinit__(self, Table table, Request request, int64_t deleted_us, int64_t low, int64_t high):
         cdef int32_t columns[8]   # schema.JOIN_KEYS_MAX
         cdef int32_t i
         for i in range(request.columns_count):
@@ -305,6 +312,11 @@ cdef class Delete(Change):
         self.request = request
         self.deleted_us = deleted_us
         request.keys(0, columns, request.columns_count, &self.keys)
+        self.keys.count = high - low
+        if self.keys.offsets == NULL:
+            self.keys.data += 8 * low
+        else:
+            self.keys.offsets += low
         self.make(table, &self.keys)
 
     def prepare(self):

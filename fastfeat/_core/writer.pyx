@@ -94,8 +94,8 @@ cdef Status shard_make_room(const TableView* view, ShardWriter* writers, uint32_
     if bits == (word & 63):
         return OK
     larger = slots_alloc(&view.arena, bits)
-    if larger == 0:                       # nearly full: go on while one slot stays empty to end every search
-        return OK if need <= slots_mask(word) else ARENA_FULL
+    if larger == 0:                       # nearly full: most of them may be known already; slot_claim decides
+        return OK
     retired = <Retired*>vector_add(&writers[shard].retired, 1, sizeof(Retired))
     if retired == NULL:
         extent_free(&view.arena, larger & ~<uint64_t>63, slots_size(larger))
@@ -110,9 +110,9 @@ cdef Status shard_make_room(const TableView* view, ShardWriter* writers, uint32_
 
 
 cdef Slot* slot_claim(
-    const TableView* view, uint64_t hash, const uint8_t* key, uint16_t size, bint* is_claimed,
+    const TableView* view, uint64_t hash, const uint8_t* key, uint16_t size, uint64_t taken, bint* is_claimed,
 ) noexcept nogil:
-    """The entity's slot; an empty one is claimed. A slot claimed by another key of this hash is passed over."""
+    """The entity's slot. An empty one is claimed, but not the last: NULL. Another key's of this hash is passed over."""
     cdef uint64_t word = view.slots[shard_of(view, hash)]
     cdef uint64_t at = hash
     cdef Slot* slot
@@ -121,6 +121,8 @@ cdef Slot* slot_claim(
     while True:
         slot = slot_find(slots_of(view.arena.base, word), slots_mask(word), hash, &at)
         if slot.hash == 0:
+            if taken >= slots_mask(word):
+                return NULL
             slot.block_at = 0
             atomic_store_u64(&slot.hash, hash)
             is_claimed[0] = True
@@ -132,19 +134,23 @@ cdef Slot* slot_claim(
         at += 1
 
 
-cdef Pending* pending_add(
+cdef Status pending_add(
     const TableView* view, ShardWriter* writer, uint64_t hash, const uint8_t* key, uint16_t size
 ) noexcept nogil:
     cdef Pending* pending = <Pending*>vector_add(&writer.pending, 1, sizeof(Pending))
+    cdef uint64_t taken = view.shards[shard_of(view, hash)].entities + writer.claimed
     cdef bint is_claimed
     if pending == NULL:
-        return NULL
+        return NO_MEMORY
     memset(pending, 0, sizeof(Pending))
-    pending.slot = slot_claim(view, hash, key, size, &is_claimed)
+    pending.slot = slot_claim(view, hash, key, size, taken, &is_claimed)
+    if pending.slot == NULL:
+        return ARENA_FULL
     pending.is_claimed = is_claimed
+    writer.claimed += is_claimed
     if pending.slot.block_at != 0:
         prefetch(view.arena.base + pending.slot.block_at)
-    return pending
+    return OK
 
 
 cdef void entity_open(
@@ -226,8 +232,9 @@ cdef Status shards_prepare(
             if group.counts[i] and shard_low <= shard < shard_high:
                 pending[i - start] = writers[shard].pending.count
                 key = key_at(&batch.keys, i)
-                if pending_add(view, &writers[shard], hashes[i], key, key_size(&batch.keys, i)) == NULL:
-                    return NO_MEMORY
+                status = pending_add(view, &writers[shard], hashes[i], key, key_size(&batch.keys, i))
+                if status != OK:
+                    return status
         for i in range(start, end):
             shard = shard_of(view, hashes[i])
             if group.counts[i] and shard_low <= shard < shard_high:
@@ -259,8 +266,9 @@ cdef Status shards_prepare_delete(
         if group.counts[i]:
             shard = shard_of(view, hashes[i])
             pending = writers[shard].pending.count
-            if pending_add(view, &writers[shard], hashes[i], key_at(keys, i), key_size(keys, i)) == NULL:
-                return NO_MEMORY
+            status = pending_add(view, &writers[shard], hashes[i], key_at(keys, i), key_size(keys, i))
+            if status != OK:
+                return status
             entity_open(&entity, view, writers, keys, i, hashes[i], pending)
             status = entity_delete(&entity, deleted_us)
             if status != OK:
@@ -297,6 +305,7 @@ cdef void shard_clear(ShardWriter* writer) noexcept nogil:
     writer.rows_delta = 0
     writer.entities_delta = 0
     writer.live_delta = 0
+    writer.claimed = 0
 
 
 cdef void shards_commit(
