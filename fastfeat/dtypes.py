@@ -143,7 +143,7 @@ class DType:
 
     @property
     def numpy(self) -> str:
-        """NumPy's name of the stored form of the value (of a vector's or list's element); "object" for text and bytes."""
+        """NumPy's name of the stored form (of a vector's or list's element); "object" for text and bytes."""
         name = self.element or self.name
         return {"timestamp": "int64", "string": "object", "bytes": "object"}.get(name, name)
 

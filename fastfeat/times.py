@@ -46,8 +46,7 @@ def int_us(value: object, what: str) -> int:
         return index(value)  # type: ignore[arg-type]  # refused below where it is no integer
     except TypeError:
         raise DataError(
-            f"{what} must be a datetime with a time zone or int microseconds since 1970 UTC,"
-            f" not {type(value).__name__}"
+            f"{what} must be a datetime with a time zone or int microseconds since 1970 UTC, not {type(value).__name__}"
         ) from None
 
 
