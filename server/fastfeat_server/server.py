@@ -43,6 +43,7 @@ class Server:
         self._listeners: list[asyncio.Server] = []
         self._gone = asyncio.Event()
         self._is_stopping = False
+        self._bound_path = ""
         self._gets_of_closed = 0
 
     # Connections ------------------------------------------------------------------------------------------------------
@@ -85,6 +86,7 @@ class Server:
                 self.addresses.append(f"fastfeat://[{host}]:{port}" if ":" in host else f"fastfeat://{host}:{port}")
         if self.config.unix_socket:
             sock = unix_socket(self.config.unix_socket)
+            self._bound_path = self.config.unix_socket
             await self._listen_at(self.loop.create_unix_server(lambda: Connection(self), sock=sock, backlog=BACKLOG))
             self.addresses.append(f"fastfeat+unix://{os.path.abspath(self.config.unix_socket)}")
 
@@ -98,9 +100,9 @@ class Server:
         self._is_stopping = True
         for listener in self._listeners:
             listener.close()
-        if self.config.unix_socket:
+        if self._bound_path:
             with suppress(OSError):
-                os.unlink(self.config.unix_socket)
+                os.unlink(self._bound_path)
         for connection in list(self.connections):
             connection.stop()
         if self.connections:
