@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .schema import FeatureView as FeatureView
     from .schema import Field as Field
     from .status import Status as Status
+    from .store import Store as Store
 
 # Module -> its public names. Each is loaded when a name of it is first used, so that a client imports neither pyarrow
 # nor the core, and `import fastfeat` costs nothing.
@@ -64,6 +65,7 @@ PUBLIC = {
     "result": ("Result",),
     "schema": ("Entity", "Feature", "FeatureService", "FeatureView", "Field"),
     "status": ("Status",),
+    "store": ("Store",),
 }
 MODULE_OF = {name: module for module, names in PUBLIC.items() for name in names}
 

@@ -12,9 +12,13 @@ A message says what, which, the limit and the remedy.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class FastFeatError(Exception):
     """Base of every error that fastfeat raises on purpose."""
+
+    report: Any = None  # of a failed load: the LoadReport of what it had taken before
 
 
 class SchemaError(FastFeatError, ValueError):
