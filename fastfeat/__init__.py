@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .client import AsyncClient as AsyncClient
+    from .client import Client as Client
+    from .client import connect as connect
+    from .client import connect_async as connect_async
     from .dtypes import DType as DType
     from .errors import ArenaCorrupt as ArenaCorrupt
     from .errors import ArenaFull as ArenaFull
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from .errors import UnknownFeature as UnknownFeature
     from .errors import UnknownPlan as UnknownPlan
     from .errors import UnknownView as UnknownView
+    from .report import LoadReport as LoadReport
     from .result import Result as Result
     from .schema import Entity as Entity
     from .schema import Feature as Feature
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
 # Module -> its public names. Each is loaded when a name of it is first used, so that a client imports neither pyarrow
 # nor the core, and `import fastfeat` costs nothing.
 PUBLIC = {
+    "client": ("AsyncClient", "Client", "connect", "connect_async"),
     "dtypes": ("DType",),
     "errors": (
         "ArenaCorrupt",
@@ -62,6 +68,7 @@ PUBLIC = {
         "UnknownPlan",
         "UnknownView",
     ),
+    "report": ("LoadReport",),
     "result": ("Result",),
     "schema": ("Entity", "Feature", "FeatureService", "FeatureView", "Field"),
     "status": ("Status",),

@@ -10,7 +10,6 @@ Columns that the view does not know are left out and named in the report.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 from .casts import Cast, Faults, cast_for, parse_for, within
 from .dtypes import DType
 from .errors import DataError
+from .report import LoadReport
 from .schema import FeatureView
 from .sources import Part, bounded, open_source
 from .times import TIME_MAX_US, TIME_MIN_US
@@ -27,35 +27,6 @@ from .times import TIME_MAX_US, TIME_MIN_US
 # The core's own limits: it refuses a whole batch for one such row, so they are refused one by one here.
 KEY_SIZE_MAX = 4096
 HEAP_SIZE_MAX = 1 << 24
-
-
-@dataclass
-class LoadReport:
-    """What became of a source's rows.
-
-    accepted, rejected: rows. reasons: reason -> rows refused for it. times_floored: times finer than a microsecond.
-    ignored_columns: columns of the source that the view does not have.
-    """
-
-    view: str
-    accepted: int = 0
-    rejected: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
-    times_floored: int = 0
-    ignored_columns: tuple[str, ...] = ()
-
-    def reject(self, reason: str, rows: int = 1) -> None:
-        self.rejected += rows
-        self.reasons[reason] = self.reasons.get(reason, 0) + rows
-
-    def __str__(self) -> str:
-        lines = [f"view {self.view!r}: {self.accepted:,} rows accepted, {self.rejected:,} rejected"]
-        lines += [f"  {rows:,}: {reason}" for reason, rows in sorted(self.reasons.items(), key=lambda item: -item[1])]
-        if self.times_floored:
-            lines.append(f"  {self.times_floored:,} times were floored to microseconds")
-        if self.ignored_columns:
-            lines.append(f"  columns not in the view: {', '.join(self.ignored_columns)}")
-        return "\n".join(lines)
 
 
 def read_batches(

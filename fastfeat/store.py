@@ -21,6 +21,7 @@ from ._core.arena import Arena
 from ._core.plan import Plan
 from ._core.table import Clock, Table
 from .errors import ArenaFull, DataError, IncompatibleSchema, SchemaError, StorageError, UnknownFeature, UnknownView
+from .report import LoadReport
 from .result import Result
 from .schema import (
     Definition,
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-
-    from .arrow import LoadReport
 
     Moment = datetime | int | None
     Features = str | FeatureService | Sequence[str | Feature | FeatureView]
@@ -138,7 +137,7 @@ class Store:
         Raises DataError (a column's fault, before any row is taken; a file that can't be read on) and ArenaFull (the
         batch that met the limit changed nothing, those before it stay); both carry `.report`.
         """
-        from .arrow import LoadReport, read_batches
+        from .arrow import read_batches
 
         definition, table = self._view(view)
         report = LoadReport(definition.name)
@@ -255,7 +254,7 @@ class Store:
         dtype = "float64" if out is None else getattr(out, "dtype", "float64")
         return plan.matrix(entity_rows, us(as_of, "as_of"), us(known_at, "known_at"), out, dtype)
 
-    def prepare(self, features: Features) -> Plan:
+    def plan(self, features: Features) -> Plan:
         """The compiled plan of a list of features, for whoever answers many requests of it (the server).
 
         A plan keeps working after `apply`; it reads the views as they were when it was made, under their present ttl.

@@ -22,13 +22,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_core": TYPES,
     "schema": TYPES,
     "times": TYPES,
+    "report": set(),
     "casts": TYPES | {"times"},
     "sources": TYPES,
-    "arrow": TYPES | {"schema", "times", "casts", "sources"},
+    "arrow": TYPES | {"schema", "times", "casts", "sources", "report"},
     "result": TYPES | {"schema", "times", "arrow"},
-    "store": TYPES | {"schema", "_core", "times", "arrow", "result"},
+    "store": TYPES | {"schema", "_core", "times", "arrow", "result", "report"},
     "protocol": {"errors", "dtypes", "status", "_core"},
-    "client": TYPES | {"schema", "protocol", "times", "result", "_core"},
+    "client": TYPES | {"schema", "protocol", "times", "result", "report", "_core"},
 }
 # cli may import anything of ours; nobody may import it. The server sees what a user sees.
 SERVER_MAY_IMPORT = {"store", "schema", "protocol", "errors", "dtypes", "status", "times", "result", "arrow", "client"}
