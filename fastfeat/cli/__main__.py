@@ -1,0 +1,7 @@
+"""`python -m fastfeat.cli` is `fastfeat`."""
+
+from __future__ import annotations
+
+from . import main
+
+main()

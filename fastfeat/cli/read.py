@@ -1,0 +1,167 @@
+"""`fastfeat get` and `fastfeat info`: what a running server answers and holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import DEFAULT_URL, AsJson, Entities, Url
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from fastfeat.result import Result
+
+INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+
+
+def get(
+    features: Annotated[list[str], typer.Argument(help="A feature service, or features as view:field.")],
+    url: Url = DEFAULT_URL,
+    entity: Entities = None,
+    as_of: Annotated[
+        str | None, typer.Option(help="Answer as of this moment, ISO 8601 with a zone: 2013-07-04T15:00Z.")
+    ] = None,
+    known_at: Annotated[str | None, typer.Option(help="Count only what was known by this moment.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask for features of entities, now or as of a past moment.
+
+    Example: fastfeat get departure_delay -e origin=EWR,tailnum=N14228 --as-of 2013-01-01T10:15Z
+
+    An entity that is not there is an answer (NOT_FOUND, EXPIRED, DELETED), not an error.
+    """
+    import fastfeat
+
+    if not entity:
+        raise typer.BadParameter("name at least one entity", param_hint="--entity")
+    moment, known = option_time(as_of, "--as-of"), option_time(known_at, "--known-at")
+    with fastfeat.connect(url) as client:
+        key_types = join_keys(client.info())
+        rows = [parse_entity(text, key_types) for text in entity]
+        result = client.get_online_features(wanted_features(features), rows, as_of=moment, known_at=known)
+    show_result(result, rows, as_json)
+
+
+def wanted_features(words: list[str]) -> str | list[str]:
+    """A service by its name, or a list of view:field."""
+    return words[0] if len(words) == 1 and ":" not in words[0] else words
+
+
+def option_time(text: str | None, option: str) -> datetime | None:
+    from .output import parse_time
+
+    if text is None:
+        return None
+    try:
+        return parse_time(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def join_keys(info: Mapping[str, Any]) -> dict[str, str]:
+    """Join key -> its type, over all views of the server."""
+    return {key: str(kind) for view in info["views"].values() for key, kind in view["join_keys"].items()}
+
+
+def parse_entity(text: str, key_types: Mapping[str, str]) -> dict[str, object]:
+    """Join keys of one entity from "key=value,key=value", or from a JSON object where values hold commas."""
+    if text.startswith("{"):
+        return parse_json_entity(text)
+    row: dict[str, object] = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"{part!r} is not key=value", param_hint="--entity")
+        if key not in key_types:
+            known = ", ".join(sorted(key_types))
+            raise typer.BadParameter(f"no view has the join key {key!r}; there are {known}", param_hint="--entity")
+        row[key] = parse_key(key, value, key_types[key])
+    return row
+
+
+def parse_json_entity(text: str) -> dict[str, object]:
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not JSON: {error}", param_hint="--entity") from None
+    return dict(row)
+
+
+def parse_key(key: str, value: str, kind: str) -> object:
+    if kind not in INTEGERS:
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{key}={value!r} is not an integer, and the key is {kind}", param_hint="--entity"
+        ) from None
+
+
+def show_result(result: Result, rows: list[dict[str, object]], as_json: bool) -> None:
+    from .output import print_json, print_table, time_text
+
+    columns = result.to_dict()
+    answers = [answer_of(result, columns, i, row) for i, row in enumerate(rows)]
+    if as_json:
+        print_json(answers)
+        return
+    for answer in answers:
+        views = answer["views"]
+        lines = [(name, value, views[name.partition(":")[0]]) for name, value in answer["values"].items()]
+        print_table(
+            ", ".join(f"{key}={value}" for key, value in answer["entity"].items()),
+            ("feature", "value", "status", "event time (UTC)"),
+            (
+                (name, value, view["status"], time_text(view["event_time_us"]) if view["event_time_us"] else "-")
+                for name, value, view in lines
+            ),
+        )
+
+
+def answer_of(result: Result, columns: dict[str, list[Any]], at: int, row: dict[str, object]) -> dict[str, Any]:
+    """The answer about one entity as plain values."""
+    from fastfeat import Status
+
+    return {
+        "entity": row,
+        "values": {name: columns[name][at] for name in result.names},
+        "views": {
+            view: {"status": Status(int(codes[at])).name, "event_time_us": int(result.event_times[view][at])}
+            for view, codes in result.statuses.items()
+        },
+    }
+
+
+def info(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Show what a running server holds.
+
+    Views with their rows and entities, services, and how much of the memory limit is used.
+
+    Example: fastfeat info --url fastfeat://127.0.0.1:7077
+    """
+    import fastfeat
+
+    from .output import cell_text, print_json, print_table, size_text
+
+    with fastfeat.connect(url) as client:
+        found = client.info()
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        "views",
+        ("view", "join keys", "fields", "rows", "entities"),
+        (
+            (name, ", ".join(view["join_keys"]), len(view["fields"]), view["rows"], view["entities"])
+            for name, view in found["views"].items()
+        ),
+    )
+    print_table("services", ("service", "features"), ((n, len(f)) for n, f in found["services"].items()))
+    arena = found["arena"]
+    print(f"memory: {size_text(arena['used'])} used of {size_text(arena['capacity'])} reserved", end="")
+    print(f" ({cell_text(100 * arena['used'] / arena['capacity'])} %)")

@@ -1,0 +1,87 @@
+"""`fastfeat serve`: a server of your definitions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import AsJson
+
+if TYPE_CHECKING:
+    from fastfeat_server import Server
+
+    from fastfeat import Store
+
+
+def serve(
+    definitions: Annotated[str, typer.Argument(help="A Python file of definitions, or the dotted name of a module.")],
+    load: Annotated[
+        list[str] | None, typer.Option("--load", help="VIEW=PATH: rows to load before serving; may be repeated.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="A loopback address; '' for no TCP.")] = None,
+    port: Annotated[int | None, typer.Option(help="0 takes a free one.")] = None,
+    unix_socket: Annotated[str | None, typer.Option(help="The path of a unix socket to listen on too.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE of any other setting, such as drain_seconds=5.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file with a table [server].")] = None,
+    capacity_mib: Annotated[
+        int | None, typer.Option(help="The memory limit for rows, MiB; without it half of this machine's.", min=1)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Serve the views and services of a definitions file.
+
+    Example: fastfeat serve features.py --load profile=profiles.parquet --port 7077
+
+    A setting comes from its flag, else FASTFEAT_<NAME> in the environment, else the TOML file, else its default.
+    Prints one line once it accepts connections (with --json: {"url": ..., "urls": [...]}). SIGTERM or Ctrl-C stops it
+    after the answers under way.
+    """
+    from fastfeat_server import Config
+    from fastfeat_server import serve as serve_store
+
+    flags: dict[str, Any] = {"host": host, "port": port, "unix_socket": unix_socket}
+    flags |= dict(split_pair(text, "--set") for text in setting or [])
+    settings = Config.read(flags, file=config)
+    store = store_of(definitions, capacity_mib)
+    for text in load or []:
+        load_rows(store, *split_pair(text, "--load"), as_json)
+    serve_store(store, settings, ready=lambda server: announce(server, as_json))
+
+
+def split_pair(text: str, option: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=option)
+    return name, value
+
+
+def store_of(definitions: str, capacity_mib: int | None) -> Store:
+    """A store with the definitions applied."""
+    from fastfeat import Store
+
+    from .definitions import load_definitions
+
+    store = Store(capacity_bytes=None if capacity_mib is None else capacity_mib << 20)
+    store.apply(load_definitions(definitions))
+    return store
+
+
+def load_rows(store: Store, view: str, path: str, as_json: bool) -> None:
+    """Load a file; rows that do not fit are told on stderr and do not keep the server from starting."""
+    report = store.load(view, path, progress=not as_json)
+    if not as_json:
+        print(f"loaded {report.accepted:,} rows into {view} from {path}")
+    if report.rejected:
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in report.reasons.items())
+        typer.echo(f"fastfeat: {view}: {report.rejected:,} rows of {path} rejected ({reasons})", err=True)
+
+
+def announce(server: Server, as_json: bool) -> None:
+    import json
+
+    urls = server.addresses
+    print(json.dumps({"url": urls[0], "urls": urls}) if as_json else f"serving on {' and '.join(urls)}", flush=True)
