@@ -37,7 +37,9 @@ class Part:
 
 
 def open_source(source: object) -> list[Part]:
-    """The parts of a source. Raises DataError: not there, not readable, or nothing that holds Arrow rows."""
+    """The parts of a source (a Part is its own). Raises DataError: not there, not readable, or no Arrow rows in it."""
+    if isinstance(source, Part):
+        return [source]
     if isinstance(source, (str, os.PathLike)):
         return open_path(Path(source))
     if isinstance(source, pa.RecordBatch):
@@ -120,7 +122,9 @@ def open_csv(path: Path) -> Part:
     """Every column as bytes: types are the view's to say, and one bad line must not end the file."""
     from pyarrow import csv
 
-    with csv.open_csv(path) as reader:
+    # Opening reads a first block already, and its bad lines are `read`'s to report.
+    lenient = csv.ParseOptions(invalid_row_handler=lambda row: "skip", newlines_in_values=True)
+    with csv.open_csv(path, parse_options=lenient) as reader:
         names = reader.schema.names
 
     def read(columns: Sequence[str], reject: Callable[[str], None]) -> Iterator[Any]:
