@@ -1,7 +1,9 @@
-"""The report of a load: what became of a source's rows."""
+"""The report of a load: what became of a source's rows, and the bar that shows them go."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
@@ -32,3 +34,20 @@ class LoadReport:
         if self.ignored_columns:
             lines.append(f"  columns not in the view: {', '.join(self.ignored_columns)}")
         return "\n".join(lines)
+
+
+def ignore_rows(rows: int) -> None:
+    """No progress bar was asked for."""
+
+
+@contextmanager
+def load_progress(view: str, source: object) -> Iterator[Callable[[int], None]]:
+    """A bar of rows on stderr, with an end where the source knows its size; gives what to call after each batch."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    rows = TextColumn("{task.completed:,.0f} rows")
+    columns = (TextColumn("{task.description}"), BarColumn(), rows, TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(view, total=getattr(source, "num_rows", None))
+        yield lambda rows: bar.advance(task, rows)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -21,7 +21,7 @@ from ._core.arena import Arena
 from ._core.plan import Plan
 from ._core.table import Clock, Table
 from .errors import ArenaFull, DataError, IncompatibleSchema, SchemaError, StorageError, UnknownFeature, UnknownView
-from .report import LoadReport
+from .report import LoadReport, ignore_rows, load_progress
 from .result import Result
 from .schema import (
     Definition,
@@ -458,23 +458,3 @@ def check_features(features: Sequence[Feature], views: Mapping[str, FeatureView]
                     f"{where}: join key {key!r} is {first_kind} in view {first!r} and {kind} in view {view.name!r};"
                     " give it one type"
                 )
-
-
-# --- progress
-
-
-def ignore_rows(rows: int) -> None:
-    """No progress bar was asked for."""
-
-
-@contextmanager
-def load_progress(view: str, source: object) -> Iterator[Callable[[int], None]]:
-    """A bar of rows on stderr, with an end where the source knows its size; gives what to call after each batch."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    rows = TextColumn("{task.completed:,.0f} rows")
-    columns = (TextColumn("{task.description}"), BarColumn(), rows, TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(view, total=getattr(source, "num_rows", None))
-        yield lambda rows: bar.advance(task, rows)

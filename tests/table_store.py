@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -13,20 +12,13 @@ from fastfeat._core.plan import Plan
 from fastfeat._core.table import Clock, Table
 from fastfeat.dtypes import DType
 from fastfeat.errors import DataError, UnknownFeature, UnknownView
+from fastfeat.report import LoadReport
 
 NOW_US = 1_700_000_000_000_000
 USER_FIELDS = [("x", "float64"), ("y", "float64"), ("count", "int64"), ("name", "string"), ("tags", "list<string>")]
 NUMBERS = ["user:x", "user:y", "user:count"]
 EVERYTHING = [f"user:{name}" for name, _ in USER_FIELDS] + ["place:embedding", "place:open", "place:seen"]
 PLACE_FIELDS = [("embedding", "vector<float32, 3>"), ("open", "bool"), ("seen", "timestamp")]
-
-
-@dataclass
-class Report:
-    accepted: int = 0
-    rejected: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
-    times_floored: int = 0
 
 
 class TableStore:
@@ -73,12 +65,13 @@ class TableStore:
         self._view(view).append_rows(plain, self.created_us)
         return self.created_us
 
-    def delete(self, view: str, rows: Any) -> None:
+    def delete(self, view: str, rows: Any) -> int:
         self.created_us += 1
         self._view(view).delete(rows, self.created_us)
+        return self.created_us
 
-    def load(self, view: str, reader: Any, *, event_time: str, created_time: str | None) -> Report:
-        report = Report()
+    def load(self, view: str, reader: Any, *, event_time: str, created_time: str | None) -> LoadReport:
+        report = LoadReport(view)
         table = self._view(view)
         if event_time not in reader.schema.names:
             raise DataError(f"the source has no column {event_time!r}")

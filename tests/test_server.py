@@ -322,7 +322,14 @@ def test_a_load_reads_the_stream_as_it_comes_and_stops_reading_when_behind() -> 
         replies = [raw.read() for _ in range(len(chunks) + 1)]
         assert [reply[1] for reply in replies] == [*range(2, 2 + len(chunks)), 99]
         assert all(reply[2] is None for reply in replies)
-        assert replies[-1][3] == {"accepted": 1000, "rejected": 0, "reasons": {}, "times_floored": 0}
+        assert replies[-1][3] == {
+            "view": "user",
+            "accepted": 1000,
+            "rejected": 0,
+            "reasons": {},
+            "times_floored": 0,
+            "ignored_columns": [],
+        }
         assert other.ask([0, 3, "GET", [0, [[1999]]]])[3][2] == [[1999.5, None, 1999]]
         assert raw.ask([0, 100, "LOAD", ["end", 1]])[2][0] == 20
         server.until(lambda: not server.server.loads)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
@@ -36,21 +37,20 @@ from ..protocol import (
     matrix_of,
     reply_of,
 )
+from ..report import LoadReport, ignore_rows, load_progress
 from ..result import Result
 from .address import Address
 from .features import Wanted, WantedFeatures
-from .loading import CHUNKS_UNANSWERED_MAX, LoadReport, chunks, report_of
+from .loading import CHUNKS_UNANSWERED_MAX, add_report, streams
 from .messages import (
     CLIENT_NAME,
     delete_params,
     expect_int,
     expect_map,
-    load_options,
     matrix_format,
     matrix_target,
     push_params,
     result_of,
-    source_reader,
     time_us,
     view_name,
 )
@@ -292,10 +292,10 @@ class AsyncClient:
         params = push_params(view, rows)
         return expect_int(await self._once(lambda link: link.call("PUSH", params)), "PUSH")
 
-    async def delete(self, view: str | FeatureView, entity_rows: Sequence[Mapping[str, object]]) -> None:
+    async def delete(self, view: str | FeatureView, entity_rows: Sequence[Mapping[str, object]]) -> int:
         """As Client.delete."""
         params = delete_params(view, entity_rows)
-        await self._once(lambda link: link.call("DELETE", params))
+        return expect_int(await self._once(lambda link: link.call("DELETE", params)), "DELETE")
 
     async def load(
         self,
@@ -307,17 +307,23 @@ class AsyncClient:
         progress: bool = False,
     ) -> LoadReport:
         """As Client.load. The source is read in a thread; `timeout` holds for each chunk."""
+        report = LoadReport(view_name(view))
         link = await self._link()
-        reader = await asyncio.to_thread(source_reader, source)
-        begin = ["begin", view_name(view), load_options(event_time, created_time)]
-        load = expect_int(await self._in_time(link.call("LOAD", begin)), "LOAD")
+        with load_progress(report.view, source) if progress else nullcontext(ignore_rows) as advance:
+            parts = streams(source, event_time, created_time, report, advance)
+            while part := await asyncio.to_thread(next, parts, None):
+                add_report(report, await self._load_part(link, report.view, *part))
+        return report
+
+    async def _load_part(self, link: Link, view: str, options: dict[str, Any], chunks: Iterator[bytes]) -> object:
+        load = expect_int(await self._in_time(link.call("LOAD", ["begin", view, options])), "LOAD")
         try:
-            await self._send_chunks(link, load, chunks(reader))
+            await self._send_chunks(link, load, chunks)
         except BaseException:
             if link.is_open:
                 link.send_only(*link.session.request("LOAD", ["abort", load]))
             raise
-        return report_of(await link.call("LOAD", ["end", load]))
+        return await link.call("LOAD", ["end", load])
 
     async def _send_chunks(self, link: Link, load: int, stream: Iterator[bytes]) -> None:
         """Sends chunks a few ahead of the answers."""

@@ -12,7 +12,8 @@ import struct
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
@@ -42,21 +43,20 @@ from ..protocol import (
     join_columns,
     reply_of,
 )
+from ..report import LoadReport, ignore_rows, load_progress
 from ..result import Result
 from .address import Address
 from .features import Wanted, WantedFeatures
-from .loading import CHUNKS_UNANSWERED_MAX, LoadReport, chunks, report_of
+from .loading import CHUNKS_UNANSWERED_MAX, add_report, streams
 from .messages import (
     CLIENT_NAME,
     delete_params,
     expect_int,
     expect_map,
-    load_options,
     matrix_format,
     matrix_target,
     push_params,
     result_of,
-    source_reader,
     time_us,
     view_name,
 )
@@ -243,12 +243,12 @@ class Connection:
             parts.append(columns_of(plan, self._answer(request_id, frame)))
         return plan, join_columns(plan, parts)
 
-    def load(self, begin: list[Any], reader: Any) -> LoadReport:
-        """Sends the source in chunks, a few ahead of the answers."""
-        load = expect_int(self.call("LOAD", begin), "LOAD")
+    def load(self, view: str, options: dict[str, Any], chunks: Iterator[bytes]) -> object:
+        """One stream, sent in chunks a few ahead of the answers; the server's report."""
+        load = expect_int(self.call("LOAD", ["begin", view, options]), "LOAD")
         self.is_clean = False  # until "end" is answered: closing the connection is what ends a load that failed
         waiting: deque[int] = deque()
-        for chunk in chunks(reader):
+        for chunk in chunks:
             request_id, frame = self.session.request("LOAD", ["chunk", load, chunk])
             self.send(frame)
             waiting.append(request_id)
@@ -256,7 +256,7 @@ class Connection:
                 self._expect_taken(waiting.popleft())
         while waiting:
             self._expect_taken(waiting.popleft())
-        return report_of(self.call("LOAD", ["end", load]))
+        return self.call("LOAD", ["end", load])
 
     def _expect_taken(self, request_id: int) -> None:
         error, _ = self._outcome(request_id)
@@ -373,9 +373,10 @@ class Client:
         params = push_params(view, rows)
         return expect_int(self._write(Connection.call, "PUSH", params), "PUSH")
 
-    def delete(self, view: str | FeatureView, entity_rows: Sequence[Mapping[str, object]]) -> None:
-        """Takes every row of these entities created before now out of every answer."""
-        self._write(Connection.call, "DELETE", delete_params(view, entity_rows))
+    def delete(self, view: str | FeatureView, entity_rows: Sequence[Mapping[str, object]]) -> int:
+        """Takes every row of these entities created before now out of every answer; that moment in microseconds."""
+        params = delete_params(view, entity_rows)
+        return expect_int(self._write(Connection.call, "DELETE", params), "DELETE")
 
     def load(
         self,
@@ -386,13 +387,16 @@ class Client:
         created_time: str | None = None,
         progress: bool = False,
     ) -> LoadReport:
-        """Loads Arrow or files: anything with __arrow_c_stream__ or __arrow_c_array__, or a path. As Store.load.
+        """Adds a source's rows, as Store.load; files are read here and sent.
 
-        Rows become visible in batches while it runs. `timeout` holds for each chunk. Never retried.
+        Rows become visible batch by batch. Every part of a source (file of a directory) is a load of its own. `timeout`
+        holds for each chunk. Never retried.
         """
-        begin = ["begin", view_name(view), load_options(event_time, created_time)]
-        reader = source_reader(source)
-        return self._write(Connection.load, begin, reader)
+        report = LoadReport(view_name(view))
+        with load_progress(report.view, source) if progress else nullcontext(ignore_rows) as advance:
+            for options, chunks in streams(source, event_time, created_time, report, advance):
+                add_report(report, self._write(Connection.load, report.view, options, chunks))
+        return report
 
     # Connections ------------------------------------------------------------------------------------------------------
 

@@ -56,17 +56,6 @@ def arrow_stream(rows: object) -> bytes:
     return bytes(sink.getvalue())
 
 
-def load_options(event_time: str, created_time: str | None) -> dict[str, str | None]:
-    return {"event_time": event_time, "created_time": created_time}
-
-
-def source_reader(source: object) -> Any:
-    """A RecordBatchReader of what `load` takes. Raises DataError."""
-    if hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__"):
-        return reader_of(source)
-    raise DataError(f"load takes Arrow (__arrow_c_stream__ or __arrow_c_array__), not {type(source).__name__}")
-
-
 def reader_of(rows: object) -> Any:
     """A RecordBatchReader of anything in Arrow."""
     import pyarrow as pa

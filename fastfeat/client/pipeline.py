@@ -116,9 +116,9 @@ class Pipeline:
         pending = Pending(lambda result: expect_int(result, "PUSH"))
         return self._add(*self._open().session.request("PUSH", push_params(view, rows)), pending)
 
-    def delete(self, view: str | FeatureView, entity_rows: Sequence[Mapping[str, object]]) -> Pending[None]:
+    def delete(self, view: str | FeatureView, entity_rows: Sequence[Mapping[str, object]]) -> Pending[int]:
         """As Client.delete."""
-        pending: Pending[None] = Pending(lambda _: None)
+        pending = Pending(lambda result: expect_int(result, "DELETE"))
         return self._add(*self._open().session.request("DELETE", delete_params(view, entity_rows)), pending)
 
     def _open(self) -> Connection:

@@ -11,9 +11,10 @@ import io
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from fastfeat.errors import DataError, Disconnected, FastFeatError, RemoteProtocolError
+from fastfeat.errors import DataError, Disconnected, RemoteProtocolError
 
 from .pause import Pause
 
@@ -22,6 +23,24 @@ if TYPE_CHECKING:
 
 QUEUED_CHUNKS_MAX: Final = 4
 READ_SIZE: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read a load. text: columns are text as in a CSV file, to be read as the view's types say."""
+
+    event_time: str
+    created_time: str | None
+    text: bool
+
+    @staticmethod
+    def read(given: dict[str, Any]) -> Options:
+        """Raises RemoteProtocolError."""
+        event_time, created_time = given.get("event_time", "event_timestamp"), given.get("created_time")
+        text = given.get("text", False)
+        if not isinstance(event_time, str) or not isinstance(created_time, str | None) or not isinstance(text, bool):
+            raise RemoteProtocolError("LOAD: event_time and created_time are names of columns, text is a bool")
+        return Options(event_time, created_time, text)
 
 
 class LoadStream(io.RawIOBase):
@@ -66,7 +85,7 @@ class LoadStream(io.RawIOBase):
 class Load:
     """One load under way. Its thread runs `store.load`; everything else happens in the event loop."""
 
-    def __init__(self, connection: Connection, view: str, event_time: str, created_time: str | None) -> None:
+    def __init__(self, connection: Connection, view: str, options: Options) -> None:
         self.connection = connection
         self.stream = LoadStream(lambda request_id: self._call_soon(self._taken, request_id))
         self.waiting: list[int] = []  # chunks not taken yet
@@ -74,7 +93,7 @@ class Load:
         self.error: BaseException | None = None
         self.report: dict[str, Any] | None = None
         self.thread = threading.Thread(
-            target=self._run, args=(view, event_time, created_time), name=f"fastfeat-load-{view}", daemon=True
+            target=self._run, args=(view, options), name=f"fastfeat-load-{view}", daemon=True
         )
         self.thread.start()
 
@@ -114,11 +133,11 @@ class Load:
         if len(self.waiting) < QUEUED_CHUNKS_MAX:
             self.connection.resume(Pause.LOADING)
 
-    def _run(self, view: str, event_time: str, created_time: str | None) -> None:
+    def _run(self, view: str, options: Options) -> None:
         """In the thread."""
         server = self.connection.server
         try:
-            report = load_stream(server.store, view, self.stream, event_time, created_time)
+            report = load_stream(server.store, view, self.stream, options)
         except BaseException as error:
             self._call_soon(self._failed, error)
         else:
@@ -148,24 +167,22 @@ class Load:
         self.connection.resume(Pause.LOADING)
 
 
-def load_stream(store: Any, view: str, stream: LoadStream, event_time: str, created_time: str | None) -> dict[str, Any]:
+def load_stream(store: Any, view: str, stream: LoadStream, options: Options) -> dict[str, Any]:
     """Loads while the stream comes; the report as a map."""
     import pyarrow as pa
+
+    from fastfeat.sources import Part
 
     try:
         # Buffered, because Arrow takes a short read for the end.
         with pa.ipc.open_stream(io.BufferedReader(stream, READ_SIZE)) as reader:
-            report = store.load(view, reader, event_time=event_time, created_time=created_time)
+            source = reader
+            if options.text:
+                source = Part("the load", reader.schema, lambda columns, reject: iter(reader), is_csv=True)
+            report = store.load(view, source, event_time=options.event_time, created_time=options.created_time)
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, FastFeatError):
-            raise
         raise DataError(f"LOAD: the chunks are not an Arrow stream: {error}") from None
-    return {
-        "accepted": report.accepted,
-        "rejected": report.rejected,
-        "reasons": dict(report.reasons),
-        "times_floored": report.times_floored,
-    }
+    return asdict(report)
 
 
 def handle_load(connection: Connection, request_id: int, params: object) -> None:
@@ -186,13 +203,11 @@ def handle_load(connection: Connection, request_id: int, params: object) -> None
             raise RemoteProtocolError("LOAD: params must be [begin, view, options], [chunk, load, bin] or [end, load]")
 
 
-def begin(connection: Connection, view: str, options: dict[str, Any]) -> int:
-    event_time, created_time = options.get("event_time", "event_timestamp"), options.get("created_time")
-    if not isinstance(event_time, str) or not (created_time is None or isinstance(created_time, str)):
-        raise RemoteProtocolError("LOAD: event_time and created_time are names of columns")
+def begin(connection: Connection, view: str, given: dict[str, Any]) -> int:
+    options = Options.read(given)
     limit = connection.server.config.loads_max
     if len(connection.server.loads) >= limit:
         raise DataError(f"LOAD: {limit} loads are under way, which is the limit; wait for one or raise loads_max")
-    load = Load(connection, view, event_time, created_time)
+    load = Load(connection, view, options)
     connection.server.loads.add(load)
     return connection.add_load(load)
