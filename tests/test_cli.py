@@ -236,6 +236,7 @@ def test_get_as_json_is_one_document_for_all_entities(url: str, capsys: pytest.C
     there, absent = json.loads(printed(words, capsys))
     assert there["entity"] == {"user_id": 8}
     assert there["values"] == {"profile:age": None, "profile:balance": 3.5}
+    assert there["statuses"] == {"profile:age": "NULL", "profile:balance": "PRESENT"}
     assert there["views"]["profile"]["status"] == "PRESENT"
     assert absent["values"] == {"profile:age": None, "profile:balance": None}
     assert absent["views"]["profile"] == {"status": "NOT_FOUND", "event_time_us": 0}

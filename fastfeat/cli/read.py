@@ -111,14 +111,14 @@ def show_result(result: Result, rows: list[dict[str, object]], as_json: bool) ->
         print_json(answers)
         return
     for answer in answers:
-        views = answer["views"]
-        lines = [(name, value, views[name.partition(":")[0]]) for name, value in answer["values"].items()]
+        times = {view: found["event_time_us"] for view, found in answer["views"].items()}
         print_table(
             ", ".join(f"{key}={value}" for key, value in answer["entity"].items()),
             ("feature", "value", "status", "event time (UTC)"),
             (
-                (name, value, view["status"], time_text(view["event_time_us"]) if view["event_time_us"] else "-")
-                for name, value, view in lines
+                (name, value, answer["statuses"][name], time_text(time_us) if time_us else "-")
+                for name, value in answer["values"].items()
+                for time_us in [times[name.partition(":")[0]]]
             ),
         )
 
@@ -130,6 +130,7 @@ def answer_of(result: Result, columns: dict[str, list[Any]], at: int, row: dict[
     return {
         "entity": row,
         "values": {name: columns[name][at] for name in result.names},
+        "statuses": {name: Status(int(result.status(name)[at])).name for name in result.names},
         "views": {
             view: {"status": Status(int(codes[at])).name, "event_time_us": int(result.event_times[view][at])}
             for view, codes in result.statuses.items()
@@ -146,7 +147,7 @@ def info(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """
     import fastfeat
 
-    from .output import cell_text, print_json, print_table, size_text
+    from .output import print_json, print_table, size_text
 
     with fastfeat.connect(url) as client:
         found = client.info()
@@ -163,5 +164,5 @@ def info(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     )
     print_table("services", ("service", "features"), ((n, len(f)) for n, f in found["services"].items()))
     arena = found["arena"]
-    print(f"memory: {size_text(arena['used'])} used of {size_text(arena['capacity'])} reserved", end="")
-    print(f" ({cell_text(100 * arena['used'] / arena['capacity'])} %)")
+    share = arena["used"] / arena["capacity"]
+    print(f"memory: {size_text(arena['used'])} used of {size_text(arena['capacity'])} allowed ({share:.1%})")
