@@ -29,7 +29,7 @@ from fastfeat import FeatureView, Status, Store, connect
 from fastfeat.client import Client
 
 from .child import served
-from .output import measure, percentiles, print_json, screen, table, time_text
+from .output import measure, percentiles, print_json, screen, shows_progress, table, time_text
 
 COMPARED = 2_000
 SHOWN = 3
@@ -92,7 +92,7 @@ def load_all(target: Store | Client, tables: dict[str, pa.Table], console: Conso
     accepted = {}
     for view, rows in tables.items():
         start = perf_counter()
-        report = target.load(view, rows, progress=not console.quiet)
+        report = target.load(view, rows, progress=shows_progress(console.quiet))
         if report.rejected:
             raise ValueError(f"{view}: {report.rejected} rows refused: {dict(report.reasons)}")
         accepted[view] = report.accepted
@@ -158,7 +158,7 @@ def check_leaks(store: Store, asked: Questions, console: Console) -> dict[str, A
 @contextmanager
 def progress_bar(text: str, total: int, console: Console) -> Iterator[Any]:
     """A function that moves a bar by a number of steps."""
-    with Progress(console=Console(stderr=True), disable=console.quiet, transient=True) as progress:
+    with Progress(console=Console(stderr=True), disable=not shows_progress(console.quiet), transient=True) as progress:
         task = progress.add_task(text, total=total)
         yield lambda steps: progress.advance(task, steps)
 

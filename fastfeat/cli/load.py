@@ -32,8 +32,11 @@ def load(
     """
     import fastfeat
 
+    from .output import shows_progress
+
+    progress = shows_progress(as_json)
     with fastfeat.connect(url) as client:
-        reports = [load_one(client, view, path, event_time, created_time, not as_json) for path in paths]
+        reports = [load_one(client, view, path, event_time, created_time, progress) for path in paths]
     show(view, reports, as_json)
     if any(report["rejected"] for report in reports):
         raise typer.Exit(1)

@@ -54,6 +54,11 @@ def screen(*, quiet: bool = False) -> Console:
     return Console(quiet=quiet, width=None if sys.stdout.isatty() else FILE_WIDTH)
 
 
+def shows_progress(quiet: bool) -> bool:
+    """Whether a bar on stderr has somebody to look at it."""
+    return not quiet and sys.stderr.isatty()
+
+
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     screen().print(table(title, columns, rows))
 

@@ -72,7 +72,9 @@ def store_of(definitions: str, capacity_mib: int | None) -> Store:
 
 def load_rows(store: Store, view: str, path: str, as_json: bool) -> None:
     """Load a file; rows that do not fit are told on stderr and do not keep the server from starting."""
-    report = store.load(view, path, progress=not as_json)
+    from .output import shows_progress
+
+    report = store.load(view, path, progress=shows_progress(as_json))
     if not as_json:
         print(f"loaded {report.accepted:,} rows into {view} from {path}")
     if report.rejected:
