@@ -31,13 +31,14 @@ class Size:
     entities_large: int
     calls: dict[int, int]  # batch size -> timed calls per peer
     rounds: int
-    seconds: float  # of one load-generator window
+    seconds: float  # of one window of load
+    open_rate: float  # requests per second of the open loop
     load_rows: int
     load_repeats: int
 
 
-FULL = Size(False, 100_000, 5_000_000, {1: 20_000, 100: 5_000, 1_000: 1_000}, 20, 2.0, 1_000_000, 5)
-SMOKE = Size(True, 1_000, 3_000, {1: 40, 100: 20, 1_000: 4}, 2, 0.1, 2_000, 1)
+FULL = Size(False, 100_000, 5_000_000, {1: 20_000, 100: 5_000, 1_000: 1_000}, 20, 1.0, 50_000.0, 1_000_000, 5)
+SMOKE = Size(True, 1_000, 3_000, {1: 40, 100: 20, 1_000: 4}, 2, 0.1, 2_000.0, 2_000, 1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,56 @@
+"""Out of cache: batches of 100 at 5 million entities, against 100,000 entities and against Redis, in one run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import data, redis_peer
+from .fastfeat_peer import SERVICE, store_of
+from .measure import Findings, Size, Subject, cores, interleave, pin_to
+
+BATCH = 100
+
+
+def measure(size: Size) -> Findings:
+    server_core, client_core = cores()
+    pin_to(client_core)
+    findings = Findings()
+    small, large = store_of(size.entities), store_of(size.entities_large)
+    keys = data.random_keys(size.entities, (size.calls[BATCH], BATCH), 2)
+    keys_large = data.random_keys(size.entities_large, (size.calls[BATCH], BATCH), 3)
+    ours = Subject("fastfeat", reader(large), keys_large)
+    compare(findings, size, [Subject("fastfeat_100k", reader(small), keys), ours], "scale")
+    findings.latencies["scale.5m.100x50.fastfeat_alone"] = findings.latencies.pop("scale.fastfeat")
+    measure_redis(size, findings, ours, server_core)
+    info = large.info()["arena"]
+    findings.rates["scale.5m.fastfeat"] = {"arena_ratio": info["used"] / (size.entities_large * data.ROW_SIZE)}
+    findings.ratio("scale.5m_vs_100k.p99_ratio", "scale.5m.100x50.fastfeat_alone", "scale.fastfeat_100k", 99)
+    for theirs, bar in (("redis_packed", "mget"), ("redis_hmget", "hmget")):
+        names = ("scale.5m.100x50.fastfeat", f"scale.5m.100x50.{theirs}")
+        findings.ratio(f"scale.5m.100x50.ratio_{bar}", *names, 50)
+    return findings
+
+
+def measure_redis(size: Size, findings: Findings, ours: Subject, server_core: int) -> None:
+    keys: Any = ours.arguments
+    with redis_peer.RedisPeer(server_core) as peer:
+        peer.load(size.entities_large)
+        packed = Subject("redis_packed", peer.mget_packed, [redis_peer.packed_keys(some) for some in keys])
+        hashes = Subject("redis_hmget", peer.hmget, [redis_peer.hash_keys(some) for some in keys])
+        for subject in (ours, packed, hashes):
+            answered = np.array(subject.call(subject.arguments[0]))
+            name = f"scale.5m.{subject.name}"
+            findings.checksums[name] = data.check_equal(subject.name, data.rows_of(keys[0]), answered)
+        compare(findings, size, [ours, packed, hashes], "scale.5m.100x50")
+
+
+def compare(findings: Findings, size: Size, subjects: list[Subject], name: str) -> None:
+    for subject, latency in interleave(subjects, size.calls[BATCH], size.rounds).items():
+        findings.latencies[f"{name}.{subject}"] = latency
+
+
+def reader(store: Any) -> Any:
+    get = store.get_feature_vectors
+    return lambda keys: get(SERVICE, {"user_id": keys})
