@@ -86,7 +86,9 @@ def measure_apart(group: str, size: Size) -> Findings:
 
 def machine() -> dict[str, Any]:
     """Where and with what it was measured."""
-    model = next((line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), platform.machine()
+    )
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
@@ -96,7 +98,9 @@ def machine() -> dict[str, Any]:
         "compiler": output(CC, "--version").split("\n")[0],
         "redis_server": output(shutil.which("redis-server") or "true", "--version").strip(),
         "packages": {name: importlib.metadata.version(name) for name in DISTRIBUTIONS},
-        "flags": {name: os.environ[name] for name in sorted(os.environ) if name.startswith("FASTFEAT_") or name == "CFLAGS"},
+        "flags": {
+            name: os.environ[name] for name in sorted(os.environ) if name.startswith("FASTFEAT_") or name == "CFLAGS"
+        },
         "load_average": os.getloadavg()[0],
     }
 
@@ -108,7 +112,9 @@ def cpu_lines() -> list[str]:
 def commit() -> str:
     """The commit measured, with "+changes" where the tree was not clean."""
     head = output("git", "-C", str(ROOT), "rev-parse", "HEAD").strip()
-    changed = output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", "--", "fastfeat", "server", "setup.py")
+    changed = output(
+        "git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", "--", "fastfeat", "server", "setup.py"
+    )
     return head + ("+changes" if changed.strip() else "")
 
 
@@ -188,7 +194,9 @@ def print_details(console: Console, findings: Findings) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bars", description="Measure the bars of bars.toml.")
-    parser.add_argument("--only", default="", metavar="PREFIX", help="bars whose names begin so, and their whole groups")
+    parser.add_argument(
+        "--only", default="", metavar="PREFIX", help="bars whose names begin so, and their whole groups"
+    )
     parser.add_argument("--smoke", action="store_true", help="run everything at a tiny size; no limit is judged")
     parser.add_argument("--results", type=Path, metavar="DIRECTORY", help="where the JSON files go")
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """Reads while rows are loaded flat out, as ratios to idle; idle and loading take turns.
 
-The view keeps the latest row per entity, so that a load that never ends has bounded memory and retires what it replaces.
+The view keeps the latest row per entity: a load that never ends has bounded memory, and retires what it replaces.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import data, programs, wire
-from .fastfeat_peer import SERVICE, load_all, store_of
+from .fastfeat_peer import load_all, store_of
 from .measure import Findings, Latency, Size, Subject, quiet
 
 ROUNDS = 5
@@ -36,8 +36,8 @@ def measure_embedded(size: Size, findings: Findings) -> None:
     one, many = store.get_feature_vector, store.get_feature_vectors
     keys = data.random_keys(size.entities, (10_000, 100), 4)
     subjects = {
-        "1x50": Subject("1x50", lambda key: one(SERVICE, {"user_id": key}), keys[:, 0].tolist()),
-        "100x50": Subject("100x50", lambda some: many(SERVICE, {"user_id": some}), keys),
+        "1x50": Subject("1x50", lambda key: one(data.SERVICE, {"user_id": key}), keys[:, 0].tolist()),
+        "100x50": Subject("100x50", lambda some: many(data.SERVICE, {"user_id": some}), list(keys)),
     }
     loader = Loader(store, min(LOADED, size.entities))
     samples: dict[str, list[int]] = {f"{name}.{phase}": [] for name in subjects for phase in ("idle", "loading")}

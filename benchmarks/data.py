@@ -17,6 +17,8 @@ import pyarrow as pa
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
+VIEW = "profile"
+SERVICE = "scoring"  # all features of the view
 SEED = 20_130_101
 FEATURES = 50
 FEATURE_NAMES = tuple(f"f{i:02d}" for i in range(FEATURES))

@@ -13,9 +13,6 @@ from fastfeat import Entity, FeatureService, FeatureView, Field, Store
 
 from . import data
 
-VIEW = "profile"
-SERVICE = "scoring"
-
 
 def store_of(entities: int, keep: Literal["all", "latest"] = "all") -> Store:
     """A store that holds the data of so many entities."""
@@ -28,13 +25,13 @@ def store_of(entities: int, keep: Literal["all", "latest"] = "all") -> Store:
 def empty_store(entities: int, keep: Literal["all", "latest"] = "all") -> Store:
     """A store with the definitions applied and room for several rows per entity."""
     user = Entity("user", join_keys={"user_id": "int64"})
-    profile = FeatureView(VIEW, entity=user, schema=[Field(f, "float64") for f in data.FEATURE_NAMES], keep=keep)
+    profile = FeatureView(data.VIEW, entity=user, schema=[Field(f, "float64") for f in data.FEATURE_NAMES], keep=keep)
     store = Store(capacity_bytes=(256 << 20) + entities * 2048)
-    store.apply([user, profile, FeatureService(SERVICE, [profile])])
+    store.apply([user, profile, FeatureService(data.SERVICE, [profile])])
     return store
 
 
 def load_all(store: Store, rows: pa.RecordBatch | pa.Table) -> None:
-    report = store.load(VIEW, rows)
+    report = store.load(data.VIEW, rows)
     if report.accepted != rows.num_rows:
         raise AssertionError(f"loaded {report.accepted} of {rows.num_rows} rows: {report.reasons}")

@@ -34,7 +34,7 @@ def measure_speed(rows: pa.Table) -> float:
         load_all(store, rows)
         took = time.perf_counter() - began
     keys = data.random_keys(rows.num_rows, (100,), 7)
-    data.check_equal("fastfeat", data.rows_of(keys), store.get_feature_vectors("scoring", {"user_id": keys}))
+    data.check_equal("fastfeat", data.rows_of(keys), store.get_feature_vectors(data.SERVICE, {"user_id": keys}))
     return float(rows.num_rows / took)
 
 

@@ -12,14 +12,13 @@ import sys
 import fastfeat
 
 from . import data
-from .fastfeat_peer import VIEW
 
 
 def load_for_ever(port: int, entities: int) -> None:
     keys, values = next(data.chunks(entities))
     with fastfeat.connect(f"fastfeat://127.0.0.1:{port}") as client:
         for turn in itertools.count(1):
-            client.load(VIEW, data.record_batch(keys, values, data.EVENT_TIME_US + turn))
+            client.load(data.VIEW, data.record_batch(keys, values, data.EVENT_TIME_US + turn))
             if turn == 1:
                 print(json.dumps({"port": port}), flush=True)
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from . import data, redis_peer
-from .fastfeat_peer import SERVICE
 from .measure import Findings, Size, Subject, interleave
 
 BATCHES = (100, 1_000)
@@ -37,8 +36,8 @@ def one_entity(size: Size, reader: Any, peer: redis_peer.RedisPeer) -> list[Subj
     keys = keys_of(size, 1)[:, 0]
     get, out = reader.get_feature_vector, np.empty(data.FEATURES)
     return [
-        Subject("fastfeat", lambda key: get(SERVICE, {"user_id": key}), keys.tolist()),
-        Subject("fastfeat_out", lambda key: get(SERVICE, {"user_id": key}, out=out), keys.tolist()),
+        Subject("fastfeat", lambda key: get(data.SERVICE, {"user_id": key}), keys.tolist()),
+        Subject("fastfeat_out", lambda key: get(data.SERVICE, {"user_id": key}, out=out), keys.tolist()),
         Subject("redis_packed", peer.get_packed, redis_peer.packed_keys(keys)),
         Subject("redis_hmget", peer.hmget, [[key] for key in redis_peer.hash_keys(keys)]),
     ]
@@ -48,8 +47,8 @@ def many_entities(size: Size, reader: Any, peer: redis_peer.RedisPeer, batch: in
     keys = keys_of(size, batch)
     get, out = reader.get_feature_vectors, np.empty((batch, data.FEATURES))
     return [
-        Subject("fastfeat", lambda some: get(SERVICE, {"user_id": some}), keys),
-        Subject("fastfeat_out", lambda some: get(SERVICE, {"user_id": some}, out=out), keys),
+        Subject("fastfeat", lambda some: get(data.SERVICE, {"user_id": some}), list(keys)),
+        Subject("fastfeat_out", lambda some: get(data.SERVICE, {"user_id": some}, out=out), list(keys)),
         Subject("redis_packed", peer.mget_packed, [redis_peer.packed_keys(some) for some in keys]),
         Subject("redis_hmget", peer.hmget, [redis_peer.hash_keys(some) for some in keys]),
     ]

@@ -124,7 +124,11 @@ def set_commands(keys: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -
 def hset_commands(keys: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> Bytes:
     parts: list[bytes | Bytes] = [b"*102\r\n$4\r\nHSET\r\n$10\r\nh:", digits(keys), b"\r\n"]
     for i, name in enumerate(data.FEATURE_NAMES):
-        parts += [f"$3\r\n{name}\r\n$8\r\n".encode(), np.ascontiguousarray(values[:, i : i + 1]).view(np.uint8), b"\r\n"]
+        parts += [
+            f"$3\r\n{name}\r\n$8\r\n".encode(),
+            np.ascontiguousarray(values[:, i : i + 1]).view(np.uint8),
+            b"\r\n",
+        ]
     return joined(len(keys), *parts)
 
 
@@ -135,5 +139,7 @@ def digits(keys: npt.NDArray[np.int64]) -> Bytes:
 
 def joined(count: int, *parts: bytes | Bytes) -> Bytes:
     """One row of bytes per command: what is the same for all, and columns of what differs."""
-    columns = [np.broadcast_to(np.frombuffer(p, np.uint8), (count, len(p))) if isinstance(p, bytes) else p for p in parts]
+    columns = [
+        np.broadcast_to(np.frombuffer(p, np.uint8), (count, len(p))) if isinstance(p, bytes) else p for p in parts
+    ]
     return np.ascontiguousarray(np.concatenate(columns, axis=1))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import data, redis_peer
-from .fastfeat_peer import SERVICE, store_of
+from .fastfeat_peer import store_of
 from .measure import Findings, Size, Subject, cores, interleave, pin_to
 
 BATCH = 100
@@ -20,8 +20,8 @@ def measure(size: Size) -> Findings:
     small, large = store_of(size.entities), store_of(size.entities_large)
     keys = data.random_keys(size.entities, (size.calls[BATCH], BATCH), 2)
     keys_large = data.random_keys(size.entities_large, (size.calls[BATCH], BATCH), 3)
-    ours = Subject("fastfeat", reader(large), keys_large)
-    compare(findings, size, [Subject("fastfeat_100k", reader(small), keys), ours], "scale")
+    ours = Subject("fastfeat", reader(large), list(keys_large))
+    compare(findings, size, [Subject("fastfeat_100k", reader(small), list(keys)), ours], "scale")
     findings.latencies["scale.5m.100x50.fastfeat_alone"] = findings.latencies.pop("scale.fastfeat")
     measure_redis(size, findings, ours, server_core)
     info = large.info()["arena"]
@@ -53,4 +53,4 @@ def compare(findings: Findings, size: Size, subjects: list[Subject], name: str) 
 
 def reader(store: Any) -> Any:
     get = store.get_feature_vectors
-    return lambda keys: get(SERVICE, {"user_id": keys})
+    return lambda keys: get(data.SERVICE, {"user_id": keys})

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from . import data
-from .fastfeat_peer import SERVICE
 
 FLOAT64_MATRIX = 2  # the format of a GET
 FRAME_SIZE_MAX = 1 << 20
@@ -29,7 +28,7 @@ def frame(message: Sequence[object]) -> bytes:
 
 GREETING = (
     frame([0, 1, "HELLO", {"version": 1, "client": "benchmarks", "frame_size_max": FRAME_SIZE_MAX}]),
-    frame([0, 2, "PREPARE", {"service": SERVICE}]),
+    frame([0, 2, "PREPARE", {"service": data.SERVICE}]),
 )
 
 

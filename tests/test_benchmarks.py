@@ -1,0 +1,218 @@
+"""The benchmarks run, at a size whose numbers mean nothing, and the bars are what issue 2 demands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # benchmarks/ is no part of the installed package
+
+from benchmarks import data, loadgen  # noqa: E402
+from benchmarks.bars import GROUPS, Bar, read_bars, write_bars  # noqa: E402
+from benchmarks.measure import Latency, Subject, interleave  # noqa: E402
+from benchmarks.plot import main as draw  # noqa: E402
+
+# Issue 2's numbers, written down a second time so that loosening one in bars.toml alone fails here.
+DEMANDED = {
+    "embedded.1x50.p50_us": ("at_most", 2),
+    "embedded.1x50.p99_us": ("at_most", 4),
+    "embedded.100x50.ratio_hmget": ("at_most", 1 / 100),
+    "embedded.100x50.ratio_mget": ("at_most", 1 / 12),
+    "client.1x50.ratio_p50": ("at_most", 0.8),
+    "client.1x50.ratio_p99": ("at_most", 0.8),
+    "client.100x50.ratio_p50": ("at_most", 0.55),
+    "client.100x50.ratio_p99": ("at_most", 0.55),
+    "client.1000x50.ratio_p50": ("at_most", 0.4),
+    "client.1000x50.ratio_p99": ("at_most", 0.4),
+    "client.100x50.ratio_hmget_p50": ("at_most", 1 / 15),
+    "client.100x50.ratio_hmget_p99": ("at_most", 1 / 15),
+    "server.echo.1x50.ratio_p50": ("at_most", 1.15),
+    "server.echo.1x50.ratio_p99": ("at_most", 1.15),
+    "server.rps.depth1": ("at_least", 0.9),
+    "server.rps.depth16": ("at_least", 0.8),
+    "load.rows_per_s": ("at_least", 1_500_000),
+    "load.memory_ratio": ("at_most", 1.25),
+    "scale.5m_vs_100k.p99_ratio": ("at_most", 1.5),
+}
+REPORTED = {
+    "concurrent.embedded.1x50.p99_ratio",
+    "concurrent.embedded.100x50.p99_ratio",
+    "concurrent.server.1x50.p99_ratio",
+    "server.open.p50_us",
+    "server.open.p99_us",
+    "server.open.p999_us",
+    "scale.5m.100x50.ratio_mget",
+    "scale.5m.100x50.ratio_hmget",
+}
+NEED_REDIS = {"embedded", "client", "server.rps", "server.open", "scale"}
+
+
+def test_bars_are_issue_2_and_none_is_looser() -> None:
+    bars = {bar.name: bar for bar in read_bars() if bar.issue == 2}
+    assert {name for name, bar in bars.items() if bar.limit is not None} == set(DEMANDED)
+    assert {name for name, bar in bars.items() if bar.limit is None} == REPORTED
+    for name, (direction, limit) in DEMANDED.items():
+        bar = bars[name]
+        assert bar.direction == direction
+        assert bar.passed(limit) in (True, None) or bar.limit == pytest.approx(limit, rel=1e-8)
+        assert not bar.passed(limit * (1.000001 if direction == "at_most" else 0.999999))
+
+
+def test_bars_are_well_formed() -> None:
+    entries = tomllib.loads((ROOT / "benchmarks" / "bars.toml").read_text(encoding="utf-8"))["bar"]
+    names = [entry["name"] for entry in entries]
+    assert sorted(names) == sorted(set(names))
+    for entry in entries:
+        bar = Bar(**entry)
+        assert bar.group in GROUPS
+        assert bar.direction in ("at_most", "at_least")
+        assert bar.unit in ("us", "ratio", "rows/s")
+        assert bar.how.endswith(".")
+
+
+def test_a_bar_without_a_limit_never_counts_as_passed(tmp_path: Path) -> None:
+    bar = Bar("server.open.p50_us", 2, "at_most", "us", "Reported.")
+    (tmp_path / "server.open.json").write_text(json.dumps({"bars": {bar.name: 1.0}}))
+    assert write_bars(tmp_path, [bar]) == [
+        {"name": bar.name, "issue": 2, "measured": 1.0, "limit": None, "passed": None}
+    ]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_group_measures_all_its_bars_and_prints_checksums(group: str, results: Path) -> None:
+    if group in NEED_REDIS and shutil.which("redis-server") is None:
+        pytest.skip(f"the bars of {group} compare with Redis and redis-server is missing: apt-get install redis-server")
+    command = [sys.executable, "-m", "benchmarks.bars", "--smoke", "--only", group, "--results", str(results)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((results / f"{group}.json").read_text(encoding="utf-8"))
+    mine = {bar.name for bar in read_bars() if bar.group == group}
+    assert set(record["bars"]) == mine
+    assert mine <= {entry["name"] for entry in json.loads((results / "bars.json").read_text(encoding="utf-8"))}
+    assert record["checksums"]
+    assert all(value in done.stdout for value in record["checksums"].values())
+    assert all(name in record for name in ("commit", "machine", "measured_at"))
+
+
+def test_the_pictures_are_drawn_from_the_results(results: Path) -> None:
+    if not (results / "embedded.json").exists():
+        pytest.skip("nothing to draw: the groups that compare with Redis did not run")
+    draw(results)
+    assert "<svg" in (results / "latency.svg").read_text(encoding="utf-8")
+    assert "<svg" in (results / "percentiles.svg").read_text(encoding="utf-8")
+
+
+def test_the_parts_run() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "benchmarks/test_parts.py",
+        "--benchmark-disable",
+        "-p",
+        "no:cacheprovider",
+    ]
+    environment = {**os.environ, "FASTFEAT_BENCH_ENTITIES": "200"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_one_wrong_bit_in_an_answer_is_found() -> None:
+    rows = data.rows_of(np.arange(3))
+    wrong = rows.copy()
+    wrong.view(np.uint64)[2, 49] ^= np.uint64(1)
+    assert data.check_equal("right", rows, rows.copy()) == data.checksum(rows)
+    with pytest.raises(AssertionError, match="wrong answers"):
+        data.check_equal("wrong", rows, wrong)
+
+
+def test_small_and_large_data_agree_where_they_overlap() -> None:
+    keys = np.array([0, data.CHUNK - 1, data.CHUNK, data.CHUNK + 1])
+    chunks = list(data.chunks(data.CHUNK + 2))
+    assert [len(some) for some, _ in chunks] == [data.CHUNK, 2]
+    whole = np.concatenate([values[-2:] if i == 0 else values for i, (_, values) in enumerate(chunks)])
+    assert data.checksum(data.rows_of(keys)[1:]) == data.checksum(whole[1:])
+
+
+def test_peers_take_turns() -> None:
+    order: list[str] = []
+    subjects = [Subject(name, order.append, [name]) for name in ("a", "b")]
+    latencies = interleave(subjects, 4, 2)
+    assert "".join(order) == "aaa" + "bbb" + "bbb" + "aaa"  # one untimed call and two timed ones a block
+    assert {name: latency.count for name, latency in latencies.items()} == {"a": 4, "b": 4}
+
+
+def test_percentiles_are_latencies_that_happened() -> None:
+    latency = Latency.of_samples(np.arange(1, 101) * 1000)
+    assert (latency.at(50), latency.at(99), latency.at(99.9)) == (51.0, 100.0, 100.0)
+
+
+@contextmanager
+def answering(reply: bytes, request_size: int, stall_s: float = 0) -> Iterator[int]:
+    """A server of one connection that answers each request by `reply`, and once stalls; its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            pending, stalled = 0, stall_s == 0
+            while some := connection.recv(1 << 16):
+                if not stalled:
+                    time.sleep(stall_s)
+                    stalled = True
+                count, pending = divmod(pending + len(some), request_size)
+                connection.sendall(reply * count)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        thread.join()
+        listener.close()
+
+
+def generate(folder: Path, port: int, *, opening: bytes = b"ok", rate: float = 0, seconds: float = 0.2) -> loadgen.Run:
+    requests = loadgen.write_records(folder / "requests", [b"ask!"] * 100)
+    target = loadgen.Target("test", port, requests, 10, opening=opening, payload_size=8)
+    return loadgen.generate(target, min(os.sched_getaffinity(0)), seconds, rate=rate, connections=1)
+
+
+def test_the_generator_counts_and_sums_right_answers(tmp_path: Path) -> None:
+    with answering(b"ok" + (3).to_bytes(8, "little"), 4) as port:
+        run = generate(tmp_path, port)
+    assert run.latency.count > 10
+    assert run.checksum == f"{3 * loadgen.CHECKED:016x}"
+
+
+def test_the_generator_refuses_an_error_as_an_answer(tmp_path: Path) -> None:
+    with answering(b"no" + bytes(8), 4) as port, pytest.raises(RuntimeError, match="does not open as answers do"):
+        generate(tmp_path, port)
+
+
+def test_the_open_loop_charges_a_stall_to_every_request_that_waited(tmp_path: Path) -> None:
+    stall_s = 0.2
+    with answering(b"ok" + bytes(8), 4, stall_s) as port:
+        run = generate(tmp_path, port, rate=1000, seconds=0.2)
+    # The stall begins in the quarter of a window that warms up, so three quarters of the stall are measured: a closed
+    # loop would show one slow request of thousands, here most of the window's requests were due while nobody answered.
+    assert run.latency.at(50) > stall_s * 1e6 / 10
