@@ -238,15 +238,19 @@ static void connection_receive(struct connection *connection) {
     connection->filled -= at;
 }
 
+/* Replies still to come, and requests still to send for the checksum. */
 static uint64_t outstanding(const struct connection *connections) {
-    uint64_t total = 0;
-    for (int i = 0; i < options.connections; i++) total += connections[i].queued - connections[i].answered;
+    uint64_t total = 0, check = (uint64_t)options.check;
+    for (int i = 0; i < options.connections; i++) {
+        const struct connection *connection = &connections[i];
+        total += (connection->queued > check ? connection->queued : check) - connection->answered;
+    }
     return total;
 }
 
-/* Returns the seconds the window was open. After it closes, what is still due is waited for (5 s at most): leaving the
-   slowest replies out would flatter the server. */
-static double run(struct connection *connections) {
+/* After the window closes, what is still due is waited for (5 s at most): leaving the slowest replies out would flatter
+   the server. A connection that has not had its checked replies by then asks on, outside the window. */
+static void run(struct connection *connections) {
     struct epoll_event events[EVENTS_MAX];
     uint64_t start = now_ns(), asked = 0, now = start;
     double interval_ns = options.rate > 0 ? 1e9 / options.rate : 0;
@@ -257,7 +261,8 @@ static double run(struct connection *connections) {
     while (now < window_closes || (outstanding(connections) && now < window_closes + 5000000000u)) {
         if (interval_ns) {
             uint64_t due;
-            while ((due = start + (uint64_t)((double)asked * interval_ns)) <= now && due < window_closes) {
+            while ((due = start + (uint64_t)((double)asked * interval_ns)) <= now &&
+                   (due < window_closes || asked < (uint64_t)options.connections * (uint64_t)options.check)) {
                 struct connection *connection = &connections[asked++ % (uint64_t)options.connections];
                 connection_queue(connection, due);
                 connection_send(connection);
@@ -268,13 +273,13 @@ static double run(struct connection *connections) {
             struct connection *connection = events[i].data.ptr;
             if (events[i].events & EPOLLOUT) connection_send(connection);
             if (events[i].events & ~(uint32_t)EPOLLOUT) connection_receive(connection);
-            if (!interval_ns && connection->answered == connection->queued && now < window_closes)
+            if (!interval_ns && connection->answered == connection->queued &&
+                (now < window_closes || connection->answered < (uint64_t)options.check))
                 connection_fill(connection, now_ns());
         }
         now = now_ns();
     }
     if (outstanding(connections)) fail("%llu requests were never answered", (unsigned long long)outstanding(connections));
-    return (double)(window_closes - window_opens) / 1e9;
 }
 
 static const unsigned char *bytes_of_hex(const char *text, size_t *size) {
@@ -334,14 +339,14 @@ int main(int count, char **words) {
     struct rusage before, after;
     getrusage(RUSAGE_SELF, &before);
     uint64_t began = now_ns();
-    double seconds = run(connections);
+    run(connections);
     double wall = (double)(now_ns() - began) / 1e9;
     getrusage(RUSAGE_SELF, &after);
     double busy = (double)(after.ru_utime.tv_sec - before.ru_utime.tv_sec + after.ru_stime.tv_sec - before.ru_stime.tv_sec) +
                   (double)(after.ru_utime.tv_usec - before.ru_utime.tv_usec + after.ru_stime.tv_usec - before.ru_stime.tv_usec) / 1e6;
     if (!recorded) fail("no reply inside the measured window");
     printf("{\"count\": %llu, \"per_second\": %.1f, \"generator_busy\": %.3f, \"checksum\": \"%016llx\", \"percentiles_us\": {",
-           (unsigned long long)recorded, (double)recorded / seconds, busy / wall, (unsigned long long)checksum);
+           (unsigned long long)recorded, (double)recorded / options.seconds, busy / wall, (unsigned long long)checksum);
     static const double percents[] = {50, 75, 90, 95, 99, 99.5, 99.9, 99.99, 100};
     for (size_t i = 0; i < sizeof percents / sizeof *percents; i++)
         printf("%s\"%g\": %.3f", i ? ", " : "", percents[i], percentile_us(percents[i]));

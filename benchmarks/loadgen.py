@@ -30,6 +30,7 @@ class Target:
     payload_size: int = 0  # of the answer's doubles; they end tail_size bytes before the reply does
     tail_size: int = 0
     greeting: Path | None = None
+    checksum: str = ""  # that its answers must have; "" where they are no data
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Run:
 def generate(
     target: Target, core: int, seconds: float, *, depth: int = 1, rate: float = 0, connections: int = CONNECTIONS
 ) -> Run:
-    """Closed loop at a depth, or open loop at a rate per second."""
+    """Closed loop at a depth, or open loop at a rate per second. Raises AssertionError where the answers are wrong."""
     options = {
         "port": target.port,
         "requests": target.requests,
@@ -64,6 +65,8 @@ def generate(
         options["greeting"] = target.greeting
     words = [f"{name}={value}" for name, value in options.items()]
     found = json.loads(programs.run(programs.on_core(core, [str(programs.loadgen()), *words])))
+    if target.checksum and found["checksum"] != target.checksum:
+        raise AssertionError(f"{target.name} answers {found['checksum']}, the data are {target.checksum}")
     latency = Latency(found["count"], found["percentiles_us"])
     return Run(found["per_second"], found["generator_busy"], found["checksum"], latency)
 

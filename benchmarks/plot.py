@@ -30,7 +30,7 @@ PEERS = (
     ("Redis, HMGET of 50 fields", "client", "redis_hmget", "#b35900"),
 )
 BATCHES = (1, 100, 1_000)
-STYLE = {
+STYLE: Any = {
     "text.color": GREY,
     "axes.labelcolor": GREY,
     "axes.edgecolor": GREY,

@@ -44,7 +44,7 @@ def compile_cython(source: Path, module: Path) -> None:
     run([CC, "-O3", "-DNDEBUG", "-shared", "-fPIC", f"-I{include}", "-o", str(module), str(generated)])
 
 
-def build(source: Path, target: Path, make: Callable[[Path], None]) -> None:
+def build(source: Path, target: Path, make: Callable[[Path], object]) -> None:
     """Make the target aside and rename it, so that two runs at once never use a half-written one."""
     if target.exists() and target.stat().st_mtime >= source.stat().st_mtime:
         return

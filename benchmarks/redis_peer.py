@@ -104,7 +104,7 @@ def get_requests(keys: npt.NDArray[np.int64]) -> list[bytes]:
 
 def send_commands(connection: socket.socket, commands: Bytes, reply: bytes) -> None:
     """Send one command per row and see that each is answered by `reply`."""
-    connection.sendall(memoryview(commands).cast("B"))
+    connection.sendall(commands.data.cast("B"))
     expected = reply * len(commands)
     received = bytearray()
     while len(received) < len(expected):

@@ -191,10 +191,10 @@ def answering(reply: bytes, request_size: int, stall_s: float = 0) -> Iterator[i
         listener.close()
 
 
-def generate(folder: Path, port: int, *, opening: bytes = b"ok", rate: float = 0, seconds: float = 0.2) -> loadgen.Run:
+def generate(folder: Path, port: int, *, checksum: str = "", rate: float = 0) -> loadgen.Run:
     requests = loadgen.write_records(folder / "requests", [b"ask!"] * 100)
-    target = loadgen.Target("test", port, requests, 10, opening=opening, payload_size=8)
-    return loadgen.generate(target, min(os.sched_getaffinity(0)), seconds, rate=rate, connections=1)
+    target = loadgen.Target("test", port, requests, 10, opening=b"ok", payload_size=8, checksum=checksum)
+    return loadgen.generate(target, min(os.sched_getaffinity(0)), 0.2, rate=rate, connections=1)
 
 
 def test_the_generator_counts_and_sums_right_answers(tmp_path: Path) -> None:
@@ -209,10 +209,15 @@ def test_the_generator_refuses_an_error_as_an_answer(tmp_path: Path) -> None:
         generate(tmp_path, port)
 
 
+def test_a_run_with_wrong_data_in_it_is_no_measurement(tmp_path: Path) -> None:
+    with answering(b"ok" + bytes(8), 4) as port, pytest.raises(AssertionError, match="test answers 0000"):
+        generate(tmp_path, port, checksum="00000000000000ff")
+
+
 def test_the_open_loop_charges_a_stall_to_every_request_that_waited(tmp_path: Path) -> None:
     stall_s = 0.2
     with answering(b"ok" + bytes(8), 4, stall_s) as port:
-        run = generate(tmp_path, port, rate=1000, seconds=0.2)
+        run = generate(tmp_path, port, rate=1000)
     # The stall begins in the quarter of a window that warms up, so three quarters of the stall are measured: a closed
     # loop would show one slow request of thousands, here most of the window's requests were due while nobody answered.
     assert run.latency.at(50) > stall_s * 1e6 / 10
