@@ -56,21 +56,31 @@ cdef inline bint row_has_null(const uint8_t* row, uint32_t words) noexcept nogil
     return False
 
 
+cdef inline void put_float64(double* at, double value) noexcept nogil:
+    """A store that may be misaligned: a matrix inside a reply begins wherever its message lets it."""
+    memcpy(at, &value, 8)
+
+
+cdef inline void put_float32(float* at, float value) noexcept nogil:
+    memcpy(at, &value, 4)
+
+
 cdef inline void feature_to_float64(const PlanFeature* feature, const uint8_t* row, double* out) noexcept nogil:
     cdef uint32_t i
     if feature.kind != VECTOR:
-        out[feature.out_column] = cell_double(feature.kind, row + feature.offset)
+        put_float64(out + feature.out_column, cell_double(feature.kind, row + feature.offset))
         return
     for i in range(feature.size):
-        out[feature.out_column + i] = cell_double(
-            feature.element_kind, row + feature.offset + i * feature.element_width
+        put_float64(
+            out + feature.out_column + i,
+            cell_double(feature.element_kind, row + feature.offset + i * feature.element_width),
         )
 
 
 cdef inline void feature_to_nan(const PlanFeature* feature, double* out) noexcept nogil:
     cdef uint32_t i
     for i in range(feature.size):
-        out[feature.out_column + i] = NAN
+        put_float64(out + feature.out_column + i, NAN)
 
 
 cdef inline void row_to_float64(
@@ -134,7 +144,7 @@ cdef void read_float32(
         for v in range(plan.views_count):
             row_to_float64(plan, &plan.views[v], s.rows[v * count + i], line)
         for v in range(plan.matrix_columns):
-            out[v] = <float>line[v]
+            put_float32(out + v, <float>line[v])
         out += plan.matrix_columns
 
 
