@@ -9,7 +9,7 @@ Columns that the view does not know are left out and named in the report.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -46,11 +46,10 @@ def read_batches(
     normalizers = [Normalizer(view, part, event_time, created_time) for part in parts]
     report.ignored_columns = tuple(dict.fromkeys(name for each in normalizers for name in each.ignored))
     for part, normalizer in zip(parts, normalizers, strict=True):
-        for batch in read_part(part, normalizer.columns, report):
-            taken = normalizer.normalize(batch, report)
-            if taken.num_rows:
-                yield taken
-                report.accepted += taken.num_rows
+        for batch in read_part(part, normalizer, report):
+            if batch.num_rows:
+                yield batch
+                report.accepted += batch.num_rows
 
 
 def read_whole(view: FeatureView, source: object, created_us: int) -> pa.RecordBatch | None:
@@ -70,10 +69,11 @@ def read_whole(view: FeatureView, source: object, created_us: int) -> pa.RecordB
     return whole[0]
 
 
-def read_part(part: Part, columns: Sequence[str], report: LoadReport) -> Iterator[Any]:
+def read_part(part: Part, normalizer: Normalizer, report: LoadReport) -> Iterator[pa.RecordBatch]:
+    columns = normalizer.columns
     try:
         for batch in part.read(columns, report.reject):
-            yield from (piece for piece in bounded(batch.select(columns)) if piece.num_rows)
+            yield from (normalizer.normalize(piece, report) for piece in bounded(batch.select(columns)))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{part.name}: {error}") from error
 

@@ -124,10 +124,21 @@ def unwrapping(source: pa.DataType) -> tuple[pa.DataType, Callable[[Any], Any]] 
     if isinstance(source, pa.BaseExtensionType):
         return source.storage_type, lambda column: column.storage
     if pa.types.is_dictionary(source):
-        return source.value_type, lambda column: column.dictionary_decode()
+        return plain(source.value_type), decoded
     if pa.types.is_run_end_encoded(source):
         return source.value_type, pc.run_end_decode
     return None
+
+
+def plain(source: pa.DataType) -> pa.DataType:
+    """string for string_view and binary for binary_view, which Arrow's kernels don't all know; else the type itself."""
+    if pa.types.is_string_view(source):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(source) else source
+
+
+def decoded(column: Any) -> Any:
+    return column.dictionary.cast(plain(column.type.value_type)).take(column.indices)
 
 
 def is_text(source: pa.DataType) -> bool:

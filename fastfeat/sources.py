@@ -123,15 +123,10 @@ def open_csv(path: Path) -> Part:
     from pyarrow import csv
 
     # Opening reads a first block already, and its bad lines are `read`'s to report.
-    lenient = csv.ParseOptions(invalid_row_handler=lambda row: "skip", newlines_in_values=True)
-    with csv.open_csv(path, parse_options=lenient) as reader:
+    with csv.open_csv(path, parse_options=csv_format(csv, lambda reason: None)) as reader:
         names = reader.schema.names
 
     def read(columns: Sequence[str], reject: Callable[[str], None]) -> Iterator[Any]:
-        def skip(row: Any) -> str:
-            reject(CSV_RAGGED)
-            return "skip"
-
         convert = csv.ConvertOptions(
             column_types=dict.fromkeys(columns, pa.binary()),
             include_columns=list(columns),
@@ -139,11 +134,20 @@ def open_csv(path: Path) -> Part:
             strings_can_be_null=True,
             quoted_strings_can_be_null=False,
         )
-        parse = csv.ParseOptions(invalid_row_handler=skip, newlines_in_values=True)
-        with csv.open_csv(path, convert_options=convert, parse_options=parse) as reader:
+        with csv.open_csv(path, convert_options=convert, parse_options=csv_format(csv, reject)) as reader:
             yield from reader
 
     return Part(str(path), pa.schema([(name, pa.binary()) for name in names]), read, is_csv=True)
+
+
+def csv_format(csv: Any, reject: Callable[[str], None]) -> Any:
+    """Values may hold newlines; a line of another width than the header is told to `reject` and skipped."""
+
+    def skip(row: object) -> str:
+        reject(CSV_RAGGED)
+        return "skip"
+
+    return csv.ParseOptions(invalid_row_handler=skip, newlines_in_values=True)
 
 
 def bounded(batch: Any) -> Iterator[Any]:
