@@ -1,0 +1,172 @@
+"""What the tests feed the store with: values of every type, keys, views and clustered times.
+
+Times cluster on purpose: equal ones, neighbours one microsecond apart, and the edges of ttl and keep are where answers turn.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from fastfeat.dtypes import KEY_TYPES, LIST_ELEMENTS, SCALAR_WIDTH, VECTOR_ELEMENTS, DType
+from fastfeat.schema import Entity, FeatureView, Field, duration_us
+from fastfeat.times import TIME_MAX_US, TIME_MIN_US
+
+START_US = 1_700_000_000_000_000  # the driven clock's first moment
+INTEGERS = {name: np.iinfo(name) for name in SCALAR_WIDTH if "int" in name}
+
+# Quiet NaNs with payloads (a signalling one may lose its mark in any conversion, by IEEE 754), -0.0, the ends of the range.
+NANS_64 = [struct.unpack("<d", struct.pack("<Q", bits))[0] for bits in (0x7FF8000000000001, 0xFFF800DEADBEEF00)]
+NANS_32 = [float(np.array(bits, "<u4").view("<f4")) for bits in (0x7FC00001, 0xFFC0BEEF)]
+FLOATS = [0.0, -0.0, 1.5, float("inf"), float("-inf")]
+TEXTS = ["", "a", "\x00", "b\x00c", "é", "\U0001f600 \U0010ffff", "x" * 300]
+BYTES = [b"", b"\x00", b"\xff\xfe", b"abc" * 100]
+
+
+def integers(name: str) -> SearchStrategy[int]:
+    low, high = int(INTEGERS[name].min), int(INTEGERS[name].max)
+    return st.sampled_from([low, high, 0, 1]) | st.integers(low, high)
+
+
+def scalar_values(name: str) -> SearchStrategy[Any]:
+    """Values of a type without an element, as plain Python: timestamps as int microseconds."""
+    if name in INTEGERS:
+        return integers(name)
+    return {
+        "bool": st.booleans(),
+        "float32": st.sampled_from(FLOATS + NANS_32) | st.floats(width=32, allow_nan=False),
+        "float64": st.sampled_from(FLOATS + NANS_64 + [2.0**53 + 2]) | st.floats(allow_nan=False),
+        "timestamp": st.sampled_from([TIME_MIN_US, TIME_MAX_US, 0, -1, START_US]),
+        "string": st.sampled_from(TEXTS) | st.text(max_size=3),
+        "bytes": st.sampled_from(BYTES) | st.binary(max_size=3),
+    }[name]
+
+
+def values(dtype: DType) -> SearchStrategy[Any]:
+    if dtype.element is None:
+        return scalar_values(dtype.name)
+    sizes = (dtype.size, dtype.size) if dtype.name == "vector" else (0, 3)
+    return st.lists(scalar_values(dtype.element), min_size=sizes[0], max_size=sizes[1])
+
+
+def dtypes() -> SearchStrategy[DType]:
+    plain = st.sampled_from([*SCALAR_WIDTH, "string", "bytes"])
+    vector = st.builds("vector<{}, {}>".format, st.sampled_from(sorted(VECTOR_ELEMENTS)), st.integers(1, 3))
+    variable = st.builds("list<{}>".format, st.sampled_from(sorted(LIST_ELEMENTS)))
+    return st.one_of(plain, vector, variable).map(DType.parse)
+
+
+def key_values(type_name: str) -> SearchStrategy[int | str]:
+    if type_name == "string":
+        return st.sampled_from(TEXTS)
+    low, high = int(INTEGERS[type_name].min), int(INTEGERS[type_name].max)
+    return st.sampled_from([low, high, 0, 1, 7])
+
+
+@st.composite
+def entities(draw: st.DrawFn, name: str) -> Entity:
+    types = draw(st.lists(st.sampled_from(sorted(KEY_TYPES)), min_size=1, max_size=3))
+    return Entity(name, {f"{name}_{i}": type_name for i, type_name in enumerate(types)})
+
+
+SPANS = [timedelta(0), timedelta(microseconds=1), timedelta(microseconds=10), timedelta(seconds=1)]
+
+
+@st.composite
+def views(draw: st.DrawFn, name: str, entity: Entity) -> FeatureView:
+    fields = draw(st.lists(st.tuples(dtypes(), st.booleans()), min_size=1, max_size=5))
+    return FeatureView(
+        name,
+        entity,
+        [Field(f"f{i}", dtype, nullable=nullable) for i, (dtype, nullable) in enumerate(fields)],
+        ttl=draw(st.none() | st.sampled_from(SPANS)),
+        keep=draw(st.sampled_from(["all", "all", "latest", 1, 2, 3, *SPANS])),
+        delay=draw(st.sampled_from([timedelta(0), timedelta(microseconds=3)])),
+    )
+
+
+@dataclass(frozen=True)
+class World:
+    """The views of one run, and the few keys that all its rows and reads share."""
+
+    views: Sequence[FeatureView]
+    key_pools: Mapping[str, Sequence[int | str]]  # join key -> values
+
+    def keys(self, view: FeatureView) -> list[tuple[int | str, ...]]:
+        return list(product(*(self.key_pools[name] for name in view.entity.join_keys)))
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    """One or two views, of one entity or of two."""
+    first = draw(entities("user"))
+    chosen = [draw(views("one", first))]
+    if draw(st.booleans()):
+        chosen.append(draw(views("two", first if draw(st.booleans()) else draw(entities("shop")))))
+    types = {name: type_name for view in chosen for name, type_name in view.entity.join_keys.items()}
+    pools = {
+        name: draw(st.lists(key_values(type_name), min_size=1, max_size=2, unique=True))
+        for name, type_name in types.items()
+    }
+    return World(chosen, pools)
+
+
+def edges_us(view: FeatureView) -> list[int]:
+    """Distances in time at which answers of the view may turn."""
+    spans = [0, 1, 10, 1_000_000]
+    if view.ttl_us is not None:
+        spans += [view.ttl_us, view.ttl_us + 1]
+    if isinstance(view.keep, timedelta):
+        spans += [duration_us(view.keep), duration_us(view.keep) + 1]
+    return sorted(set(spans))
+
+
+def times_near(moments: Sequence[int], spans: Sequence[int]) -> SearchStrategy[int]:
+    """Times at, and just before and after, the spans around the moments."""
+    signed = sorted({0, *spans, *(-span for span in spans)}, key=abs)
+    return st.builds(int.__add__, st.sampled_from(list(moments)), st.sampled_from(signed))
+
+
+@st.composite
+def row_values(draw: st.DrawFn, view: FeatureView) -> dict[str, Any]:
+    """One value per field of the view, None only where the field is nullable."""
+    return {
+        f.name: draw(st.none() | values(f.dtype) if f.nullable else values(f.dtype))
+        for f in view.schema
+    }
+
+
+def row_dicts(view: FeatureView, rows: Sequence[tuple[tuple[int | str, ...], int, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows (key, event_us, values) as `Store.push` takes them."""
+    names = tuple(view.entity.join_keys)
+    return [
+        {**dict(zip(names, key, strict=True)), "event_timestamp": event_us, **fields} for key, event_us, fields in rows
+    ]
+
+
+def row_table(
+    view: FeatureView,
+    rows: Sequence[tuple[tuple[int | str, ...], int, Mapping[str, Any]]],
+    created_us: Sequence[int] | None = None,
+) -> pa.Table:
+    """Rows (key, event_us, values) as an Arrow table, with a column `created` where created times are given."""
+    stamp = pa.timestamp("us", "UTC")
+    columns: dict[str, Any] = {
+        name: pa.array([key[i] for key, _, _ in rows], DType(type_name).arrow())
+        for i, (name, type_name) in enumerate(view.entity.join_keys.items())
+    }
+    columns["event_timestamp"] = pa.array([event_us for _, event_us, _ in rows], stamp)
+    if created_us is not None:
+        columns["created"] = pa.array(created_us, stamp)
+    for f in view.schema:
+        columns[f.name] = pa.array([fields[f.name] for _, _, fields in rows], f.dtype.arrow())
+    return pa.table(columns)
