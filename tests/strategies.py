@@ -43,8 +43,8 @@ def scalar_values(name: str) -> SearchStrategy[Any]:
         return integers(name)
     return {
         "bool": st.booleans(),
-        "float32": st.sampled_from(FLOATS + NANS_32) | st.floats(width=32, allow_nan=False),
-        "float64": st.sampled_from(FLOATS + NANS_64 + [2.0**53 + 2]) | st.floats(allow_nan=False),
+        "float32": st.sampled_from(FLOATS + NANS_32 + [-0.0]) | st.floats(width=32, allow_nan=False),
+        "float64": st.sampled_from(FLOATS + NANS_64 + [-0.0, 2.0**53 + 2]) | st.floats(allow_nan=False),
         "timestamp": st.sampled_from([TIME_MIN_US, TIME_MAX_US, 0, -1, START_US]),
         "string": st.sampled_from(TEXTS) | st.text(max_size=3),
         "bytes": st.sampled_from(BYTES) | st.binary(max_size=3),
@@ -59,10 +59,10 @@ def values(dtype: DType) -> SearchStrategy[Any]:
 
 
 def dtypes() -> SearchStrategy[DType]:
-    plain = st.sampled_from([*SCALAR_WIDTH, "string", "bytes"])
+    plain = st.sampled_from(["float64", "float32", "string", *SCALAR_WIDTH, "bytes"])
     vector = st.builds("vector<{}, {}>".format, st.sampled_from(sorted(VECTOR_ELEMENTS)), st.integers(1, 3))
     variable = st.builds("list<{}>".format, st.sampled_from(sorted(LIST_ELEMENTS)))
-    return st.one_of(plain, vector, variable).map(DType.parse)
+    return st.one_of(plain, plain, vector, variable).map(DType.parse)
 
 
 def key_values(type_name: str) -> SearchStrategy[int | str]:
