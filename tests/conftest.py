@@ -8,7 +8,11 @@ from hypothesis import HealthCheck, settings
 
 # Time is driven in these tests and the machine may be busy: how long one example takes says nothing.
 QUICK = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    max_examples=60,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
 )
 settings.register_profile("quick", QUICK)
 settings.register_profile("long", QUICK, max_examples=2_000, stateful_step_count=50)

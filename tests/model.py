@@ -79,7 +79,9 @@ def kept_rows(rows: Iterable[Row], keep: Keep, now_us: int) -> list[Row]:
         return past[-1:] + future
     if isinstance(keep, timedelta):
         since_us = now_us - duration_us(keep)
-        return [row for row in past if row.event_us < since_us][-1:] + [r for r in past if r.event_us >= since_us] + future
+        return (
+            [row for row in past if row.event_us < since_us][-1:] + [r for r in past if r.event_us >= since_us] + future
+        )
     assert isinstance(keep, int)
     return past[-keep:] + future
 
@@ -170,3 +172,9 @@ def matrix_cells(dtype: DType, value: Any) -> list[float]:
         assert dtype.element is not None
         return [cell for item in value for cell in matrix_cells(DType(dtype.element), item)]
     return [float(np.float64(np.float32(value))) if dtype.name == "float32" else float(value)]
+
+
+def check_equal(got: object, expected: object, what: str) -> None:
+    """Like assert ==, without pytest's line-by-line difference, which takes minutes on long values while shrinking."""
+    if got != expected:
+        raise AssertionError(f"{what}: got {got!r}, expected {expected!r}")
