@@ -36,7 +36,7 @@ test: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-benc
 	$(PY) -m pytest -m "not long" $(ARGS)
 
 test-long: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-bench  ## run the campaigns too
-	HYPOTHESIS_PROFILE=long $(PY) -m pytest $(ARGS)
+	FASTFEAT_HYPOTHESIS=long $(PY) -m pytest $(ARGS)
 
 check: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-bench $(VENV)/.extra-lint  ## ruff, cython-lint, mypy strict
 	$(PY) -m ruff check .

@@ -1,4 +1,4 @@
-"""How hard Hypothesis looks: FASTFEAT_HYPOTHESIS=long is the campaign of `make test-long`, anything else the quick run."""
+"""How hard Hypothesis looks: FASTFEAT_HYPOTHESIS=long is the campaign of `make test-long`, all else the quick run."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The oracle: what every read must answer, in dicts and sorted lists: obviously right, never fast.
 
-    view --key--> every row ever accepted --(T, K)--> last one in (event_time, created_time, sequence) order --> answer
+    view --key--> every row ever accepted --(T, K)--> last in (event_time, created_time, sequence) order --> answer
 
-It forgets nothing, so its answer is the unlimited store's. What retention allows a store to forget is kept beside it: an
+It forgets nothing, so its answer is the unlimited store's. What retention lets a store forget is kept beside it: an
 answer carries `may_refuse`, true where the rule let go of a row that the read could need. A store must then either give
 this answer or raise BeforeHistory, and where `may_refuse` is false it must answer.
 Source: docs/SEMANTICS.md.

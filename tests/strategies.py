@@ -1,6 +1,6 @@
 """What the tests feed the store with: values of every type, keys, views and clustered times.
 
-Times cluster on purpose: equal ones, neighbours one microsecond apart, and the edges of ttl and keep, where answers turn.
+Times cluster on purpose: equal ones, neighbours one microsecond apart, the edges of ttl and keep: there answers turn.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class StoreMachine(RuleBasedStateMachine):
         created = [data.draw(self.created_times(view), "created") for _ in rows] if is_declared else None
         report = self.store.load(view.name, row_table(view, rows, created), created_time="created" if created else None)
         assert (report.accepted, report.rejected, report.reasons, report.times_floored) == (len(rows), 0, {}, 0)
-        declared = created or [None] * len(rows)
+        declared: list[int | None] = [None] * len(rows) if created is None else [*created]
         self.model.load(
             view.name,
             [(key, at, us, values) for (key, at, values), us in zip(rows, declared, strict=True)],
@@ -89,7 +89,12 @@ class StoreMachine(RuleBasedStateMachine):
         if change == "missing":
             del bad[name]
         else:
-            bad |= {"unknown": {"surprise": 1}, "type": {name: object()}, "time": {"event_timestamp": 1.5}}[change]
+            given: dict[str, tuple[str, object]] = {
+                "unknown": ("surprise", 1),
+                "type": (name, object()),
+                "time": ("event_timestamp", 1.5),
+            }
+            bad.update([given[change]])
         with pytest.raises(DataError):
             self.store.push(view.name, dicts)
         # A refused push may have used up a created time or not: go on where that makes no difference.
@@ -140,11 +145,11 @@ class StoreMachine(RuleBasedStateMachine):
             return None
         assert len(result) == len(entity_rows)
         assert list(result.names) == names(features)
-        for view, of_view in answers.items():
-            statuses = [Status(status) for status in result.statuses[view]]
-            check_equal(statuses, [answer.status for answer in of_view], f"statuses of {view}")
-            times = result.event_times[view].tolist()
-            check_equal(times, [answer.event_us for answer in of_view], f"event times of {view}")
+        for name, of_view in answers.items():
+            statuses = [Status(status) for status in result.statuses[name]]
+            check_equal(statuses, [answer.status for answer in of_view], f"statuses of {name}")
+            times = result.event_times[name].tolist()
+            check_equal(times, [answer.event_us for answer in of_view], f"event times of {name}")
         as_dict = result.to_dict()
         for (view, i), name in zip(features, names(features), strict=True):
             f = view.schema[i]
@@ -228,7 +233,8 @@ class StoreMachine(RuleBasedStateMachine):
         return times_near([self.now_us, *{row.event_us for row in self.rows_of(view)}], edges_us(view))
 
     def created_times(self, view: FeatureView) -> st.SearchStrategy[int]:
-        deletes = {entity.deleted_before_us for entity in self.model.entities[view.name].values()} - {None}
+        known = self.model.entities[view.name].values()
+        deletes = {entity.deleted_before_us for entity in known if entity.deleted_before_us is not None}
         return times_near([self.now_us, *{row.created_us for row in self.rows_of(view)}, *deletes], [1, 10])
 
     def draw_rows(
