@@ -48,7 +48,7 @@ cdef enum:
     SMALL_MAX = 1024              # classes of 8 B up to here, four per doubling above
     HEAP_SIZE_MAX = 65536         # larger things are extents of their own
     SPAN_SIZE_MIN = 4096
-    SPAN_SIZE_MAX = 262144        # the most a shard holds unused: small against the 30 MB it has at 5 M rows
+    SPAN_SIZE_MAX = 65536         # the most a shard holds unused: 64 shards then waste 2 MiB of an arena on average
     CAPACITY_MIN = 1048576
 
 

@@ -324,6 +324,8 @@ cdef class Plan:
             self.check_matrix()
         if out is None:
             vector = cnp.PyArray_SimpleNew(1, &size, cnp.NPY_DOUBLE)
+        elif takes_vector(out, size):
+            vector = <cnp.ndarray>out
         else:
             vector = self.checked_out(out, (self.matrix_columns,), np.dtype(np.float64))
         answer = self.begin(as_of, known_at)
@@ -543,6 +545,15 @@ cdef class Plan:
                     feature, self.view.views[feature.view].table, answer.scratch.rows[feature.view * count + i], out
                 ))
         return 0
+
+
+cdef inline bint takes_vector(out, cnp.npy_intp size):
+    """True where `out` is a float64 vector of this size that can be filled as it is; checked_out says what is wrong."""
+    return (
+        cnp.PyArray_CheckExact(out) and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.NPY_DOUBLE
+        and cnp.PyArray_NDIM(<cnp.ndarray>out) == 1 and cnp.PyArray_DIM(<cnp.ndarray>out, 0) == size
+        and cnp.PyArray_CHKFLAGS(<cnp.ndarray>out, cnp.NPY_ARRAY_CARRAY)
+    )
 
 
 cdef inline int written(int code) except -1:

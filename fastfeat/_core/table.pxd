@@ -27,3 +27,5 @@ cdef class Table:
     cdef int append(self, RowBatch batch, uint32_t threads) except -1
     cdef int make_shards(self) except -1
     cdef uint64_t waiting(self)
+    cdef bint has_spans(self)
+    cdef give_back_shards(self, uint32_t shards)

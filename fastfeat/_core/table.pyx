@@ -15,6 +15,8 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
+cimport cython
+
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +25,7 @@ from ..errors import ArenaFull, DataError
 from .arena cimport Arena, extent_alloc, extent_free
 from .builder cimport ShardWriter, writer_free_memory
 from .columns cimport KeyView, RowBatch, RowLayout, batch_from_arrow
-from .index cimport SLOTS_BITS_MIN, slots_alloc
+from .index cimport SLOTS_BITS_MIN, slots_alloc, slots_size
 from .layout cimport SHARDS_MAX, STAMP_SIZE, ShardHeader, TableHeader
 from .request cimport Request
 from .status cimport ARENA_FULL, NO_MEMORY, OK, Status, raise_for
@@ -70,6 +72,7 @@ cdef uint32_t shard_bits_for(uint64_t capacity):
     return 4 if capacity >= 32 << 20 else 2 if capacity >= 4 << 20 else 0
 
 
+@cython.no_gc_clear           # __dealloc__ needs the arena, also when a cycle is collected
 cdef class Table:
     """The rows of one view.
 
@@ -101,6 +104,8 @@ cdef class Table:
             for shard in range(<uint32_t>1 << self.view.shard_bits):
                 writer_free_memory(&self.writers[shard])
         free(self.writers)
+        if self.header != NULL and not self.has_spans():
+            self.give_back_shards(<uint32_t>1 << self.view.shard_bits)
 
     cdef int make_shards(self) except -1:
         cdef uint32_t shards = <uint32_t>1 << self.view.shard_bits
@@ -120,11 +125,27 @@ cdef class Table:
         for shard in range(shards):
             self.header.slots[shard] = slots_alloc(&self.arena.view, SLOTS_BITS_MIN)
             if self.header.slots[shard] == 0:
-                for done in range(shard):
-                    extent_free(&self.arena.view, self.header.slots[done] & ~<uint64_t>63, 4096)
-                extent_free(&self.arena.view, self.header_at, self.header_size)
+                self.give_back_shards(shard)
                 raise_for(ARENA_FULL, self.full_message())
         return 0
+
+    cdef bint has_spans(self):
+        """True where some shard ever held a row."""
+        cdef uint32_t shard
+        for shard in range(<uint32_t>1 << self.view.shard_bits):
+            if self.view.shards[shard].heap.span_end:
+                return True
+        return False
+
+    cdef give_back_shards(self, uint32_t shards):
+        """Free an empty table's extents: nothing was ever published in them."""
+        cdef uint32_t shard
+        cdef uint64_t word
+        for shard in range(shards):
+            word = self.header.slots[shard]
+            extent_free(&self.view.arena, word & ~<uint64_t>63, slots_size(word))
+        extent_free(&self.view.arena, self.header_at, self.header_size)
+        self.header = NULL
 
     def full_message(self):
         return (

@@ -42,22 +42,24 @@ cdef uint64_t heap_size_max = HEAP_SIZE_MAX
 
 cdef int64_t us_of(value) except? -1:
     """Microseconds since 1970 UTC of an aware datetime or an int. Raises DataError; the caller says where."""
-    cdef int64_t us
     if isinstance(value, datetime):
         if value.tzinfo is None or value.utcoffset() is None:
             raise DataError(f"datetime {value} has no zone; add one, such as tzinfo=timezone.utc")
         delta = value - EPOCH
-        return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+        return checked_us((delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds)
     if isinstance(value, bool) or isinstance(value, float):
         raise DataError(f"a time is an aware datetime or int microseconds, not {value!r}")
     try:
         number = as_index(value)
     except TypeError:
         raise DataError(f"a time is an aware datetime or int microseconds, not {type(value).__name__}") from None
+    return checked_us(number)
+
+
+cdef int64_t checked_us(number) except? -1:
     if not time_min <= number <= time_max:
         raise DataError(f"time {number} us is outside 0001-01-01 to 9999-12-31; times are microseconds since 1970 UTC")
-    us = number
-    return us
+    return number
 
 
 cdef object whole_number(value, low, high, str type_name):
@@ -82,14 +84,18 @@ cdef tuple INT_NAME = (None, "int8", "int16", "int32", "int64", "uint8", "uint16
 
 
 cdef double real_number(value, str type_name) except? -1.0:
+    cdef double real
     if type(value) is float:
         return value
     if isinstance(value, (bool, str, bytes)) or type(value).__name__ == "bool":
         raise DataError(f"{value!r} is {type(value).__name__}, not {type_name}")
     try:
-        return float(value)
+        real = float(value)
     except (TypeError, ValueError, OverflowError):
         raise DataError(f"{value!r} is {type(value).__name__}, not a number that {type_name} holds") from None
+    if type_name == "float64" and hasattr(value, "__index__") and as_index(value) != int(real):
+        raise DataError(f"{value} is an integer that float64 can't hold exactly; declare the field int64")
+    return real
 
 
 cdef int scalar_encode(uint8_t kind, value, uint8_t* cell) except -1:
