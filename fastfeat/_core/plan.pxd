@@ -35,6 +35,7 @@ cdef class Plan:
     cdef int place_keys(self, list signatures) except -1
     cdef int place_features(self, list items) except -1
     cdef int place_runs(self) except -1
+    cdef Answer take(self)
     cdef Answer begin(self, object as_of, object known_at)
     cdef int keys_ready(self, Answer answer) except -1
     cdef void fill_pinned(self, Answer answer, void* matrix, double* line) noexcept nogil

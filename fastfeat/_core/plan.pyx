@@ -229,15 +229,19 @@ cdef class Plan:
 
     # --- one request
 
-    cdef Answer begin(self, object as_of, object known_at):
-        """An Answer with its times set; the caller fills its request."""
+    cdef Answer take(self):
+        """An Answer of an earlier request, or a new one."""
         cdef Answer answer
         if self.spares:
-            answer = <Answer>self.spares.pop()
-        else:
-            answer = Answer()
-            answer.request = Request(self.key_names, self.key_types, self.view.keys_count)
-            answer.scratch.keys = <KeyView*>zeroed(self.view.keys_count, sizeof(KeyView))
+            return <Answer>self.spares.pop()
+        answer = Answer()
+        answer.request = Request(self.key_names, self.key_types, self.view.keys_count)
+        answer.scratch.keys = <KeyView*>zeroed(self.view.keys_count, sizeof(KeyView))
+        return answer
+
+    cdef Answer begin(self, object as_of, object known_at):
+        """An Answer with its times set; the caller fills its request."""
+        cdef Answer answer = self.take()
         answer.event_us = self.clock.read() if as_of is None else moment(as_of, "as_of")
         answer.known_us = EVER if known_at is None else moment(known_at, "known_at")
         return answer
@@ -419,7 +423,7 @@ cdef class Plan:
     # --- the wire
 
     cdef int answer(self, Reader* params, uint32_t remaining, Writer* out) except -1:
-        cdef Answer answer = self.begin(0, None)
+        cdef Answer answer = self.take()
         cdef int64_t format = ROWS
         cdef int code = CODEC_OK
         if remaining < 1 or remaining > 4:

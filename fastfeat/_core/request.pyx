@@ -12,6 +12,7 @@ Ownership:  strings are borrowed from the Python objects or the message; the req
 Errors:     DataError that names the join key, the entity's position, what it was and what it must be.
 """
 
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free, realloc
@@ -28,7 +29,7 @@ from .codec cimport (
     CODEC_OK, KIND_BIN, Reader, codec_raise, reader_array, reader_bin, reader_int64, reader_kind, reader_str,
     reader_uint64,
 )
-from .columns cimport STRING, UINT64, KeyView
+from .columns cimport INT64, STRING, UINT64, KeyView
 from .columns import KEY_SIZE_MAX
 
 cdef uint32_t key_size_max = KEY_SIZE_MAX
@@ -143,9 +144,16 @@ cdef class Request:
         cdef Py_ssize_t size
         cdef const char* text
         cdef uint64_t unsigned
+        cdef int64_t signed
+        cdef int overflow
         if self.kinds[column] != STRING:
             if type(value) is not int:
                 value = key_int(self, column, i, value)
+            if self.kinds[column] == INT64:
+                signed = PyLong_AsLongLongAndOverflow(value, &overflow)
+                if not overflow:
+                    self.columns[column].ints[i] = signed
+                    return 0
             low, high = INT_RANGE[self.types[column]]
             if not low <= value <= high:
                 raise fault(self, column, i, f"{value} is outside {self.types[column]}, {low} to {high}")
@@ -284,7 +292,7 @@ cdef class Request:
                 if code != CODEC_OK:
                     raise fault(self, column, i, f"is not a msgpack int that fits {self.types[column]}")
                 self.columns[column].ints[i] = value
-        if self.kinds[column] != UINT64:
+        if self.kinds[column] != UINT64 and self.kinds[column] != INT64:
             least, most = INT_RANGE[self.types[column]]
             self.check_range(column, least, most)
         return 0

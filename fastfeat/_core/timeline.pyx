@@ -189,6 +189,9 @@ cdef void timelines_as_of(
             prefetch_slots(view, hashes, end, end + GROUP if end + GROUP < keys.count else keys.count)
         for i in range(start, end):
             blocks[i - start] = timeline_find_fast(view, hashes[i])
+        if end - start == 1 and blocks[0] != NULL:
+            # Alone, there is nothing to overlap its misses with: ask for the whole packed row with its header.
+            prefetch_lines(<uint8_t*>blocks[0] + 2 * LINE, view.row_stride)
         for i in range(start, end):
             if blocks[i - start] != NULL and not block_has_key(blocks[i - start], key_at(keys, i), key_size(keys, i)):
                 blocks[i - start] = timeline_find(view, hashes[i], key_at(keys, i), key_size(keys, i))
@@ -203,6 +206,12 @@ cdef inline void prefetch_slots(
     for i in range(start, end):
         word = atomic_load_u64(&view.slots[shard_of(view, hashes[i])])
         prefetch(&slots_of(view.arena.base, word)[hashes[i] & slots_mask(word)])
+
+
+cdef inline void prefetch_lines(const uint8_t* at, uint32_t size) noexcept nogil:
+    cdef uint32_t i
+    for i in range(0, size, 64):          # LINE
+        prefetch(at + i)
 
 
 cdef inline bint block_has_key(BlockHeader* block, const uint8_t* key, uint16_t size) noexcept nogil:
