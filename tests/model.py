@@ -153,6 +153,8 @@ def value_bits(dtype: DType, value: Any) -> Hashable:
     """The value so that == means equal bit for bit: NaN payloads and -0.0 differ, 1 and True too."""
     if value is None:
         return None
+    if dtype.name == "vector":
+        return np.array(value, dtype.element).tobytes()
     if dtype.element is not None:
         return tuple(value_bits(DType(dtype.element), item) for item in value)
     if dtype.name == "float64":

@@ -57,6 +57,8 @@ def scalar_values(name: str) -> SearchStrategy[Any]:
 def values(dtype: DType) -> SearchStrategy[Any]:
     if dtype.element is None:
         return scalar_values(dtype.name)
+    if dtype.size > 8:
+        return scalar_values(dtype.element).map(lambda value: [value] * dtype.size)
     sizes = (dtype.size, dtype.size) if dtype.name == "vector" else (0, 3)
     return st.lists(scalar_values(dtype.element), min_size=sizes[0], max_size=sizes[1])
 
@@ -82,16 +84,20 @@ def entities(draw: st.DrawFn, name: str) -> Entity:
     return Entity(name, {f"{name}_{i}": type_name for i, type_name in enumerate(types)})
 
 
+# Rows so wide that a block of the core holds only a few: a dozen rows of a key fill several blocks and a directory.
+WIDE = Field("wide", "vector<float64, 600>")
+
 SPANS = [timedelta(0), timedelta(microseconds=1), timedelta(microseconds=10), timedelta(seconds=1)]
 
 
 @st.composite
 def views(draw: st.DrawFn, name: str, entity: Entity) -> FeatureView:
-    fields = draw(st.lists(st.tuples(dtypes(), st.booleans()), min_size=1, max_size=5))
+    drawn = draw(st.lists(st.tuples(dtypes(), st.booleans()), min_size=1, max_size=5))
+    fields = [Field(f"f{i}", dtype, nullable=nullable) for i, (dtype, nullable) in enumerate(drawn)]
     return FeatureView(
         name,
         entity,
-        [Field(f"f{i}", dtype, nullable=nullable) for i, (dtype, nullable) in enumerate(fields)],
+        [*fields, WIDE] if draw(st.integers(0, 2)) == 2 else fields,
         ttl=draw(st.none() | st.sampled_from(SPANS)),
         keep=draw(st.sampled_from(["all", "all", "latest", 1, 2, 3, *SPANS])),
         delay=draw(st.sampled_from([timedelta(0), timedelta(microseconds=3)])),
