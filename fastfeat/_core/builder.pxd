@@ -90,4 +90,4 @@ cdef Status block_replace(Entity* entity, uint64_t at) noexcept nogil
 cdef Status refs_add_block(Entity* entity, BlockHeader* block, const RowRef* fresh, uint32_t fresh_count) noexcept nogil
 cdef Status row_heap_replace(Entity* entity, const uint8_t* row) noexcept nogil
 cdef int ref_compare(const void* a, const void* b) noexcept nogil
-cdef void move_down(char* data, size_t by, size_t size) noexcept nogil
+cdef void vector_clear(Vector* vector) noexcept nogil

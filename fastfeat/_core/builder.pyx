@@ -22,16 +22,20 @@ from .timeline cimport (
     block_createds, block_events, block_key, block_of, block_row, block_sequences, block_size,
 )
 
+cdef enum:
+    VECTOR_KEPT = 4096        # bytes of scratch that a shard keeps from batch to batch
+
+
 cdef char* vector_add(Vector* vector, size_t items, size_t size) noexcept nogil:
     """Room for `items` more structs of `size` bytes at the end; NULL where there is no memory."""
     cdef size_t need = (vector.count + items) * size
     cdef char* data
     if need > vector.capacity or vector.data == NULL:
-        data = <char*>realloc(vector.data, 2 * need + 256)
+        data = <char*>realloc(vector.data, need + (need >> 1) + 256)
         if data == NULL:
             return NULL
         vector.data = data
-        vector.capacity = 2 * need + 256
+        vector.capacity = need + (need >> 1) + 256
     vector.count += items
     return vector.data + (vector.count - items) * size
 
@@ -56,6 +60,15 @@ cdef Status writer_alloc(Entity* entity, uint64_t size, uint64_t* at) noexcept n
     return OK
 
 
+cdef void vector_clear(Vector* vector) noexcept nogil:
+    """Empty it; what a large batch needed is given back."""
+    vector.count = 0
+    if vector.capacity > VECTOR_KEPT:
+        free(vector.data)
+        vector.data = NULL
+        vector.capacity = 0
+
+
 cdef void writer_free_memory(ShardWriter* writer) noexcept nogil:
     free(writer.allocated.data)
     free(writer.replaced.data)
@@ -64,12 +77,6 @@ cdef void writer_free_memory(ShardWriter* writer) noexcept nogil:
     free(writer.entries.data)
     free(writer.retired.data)
     memset(writer, 0, sizeof(ShardWriter))
-
-
-cdef void move_down(char* data, size_t by, size_t size) noexcept nogil:
-    cdef size_t i
-    for i in range(size):
-        data[i] = data[i + by]
 
 
 # --- rows into blocks ------------------------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ Errors:     ARENA_FULL or NO_MEMORY; readers have seen nothing.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 
 from .atomics cimport atomic_store_u32, ff_seeded_bug
 from .builder cimport (
-    Entity, RowRef, block_build, block_place, block_replace, move_down, piece_add, refs_add_block, row_heap_replace,
+    Entity, RowRef, block_build, block_place, block_replace, piece_add, refs_add_block, row_heap_replace,
     row_order, vector_add, writer_alloc,
 )
 from .layout cimport NEVER, BlockHeader, DirectoryEntry, TimelineHead
@@ -182,8 +182,8 @@ cdef Status older_drop(Entity* entity, uint32_t count) noexcept nogil:
         gone = count - kept
         entity.next.directory_first = entity.first_changed
         entity.writer.entries.count -= gone
-        move_down(
-            entity.writer.entries.data, gone * sizeof(DirectoryEntry),
+        memmove(
+            entity.writer.entries.data, entity.writer.entries.data + gone * sizeof(DirectoryEntry),
             entity.writer.entries.count * sizeof(DirectoryEntry),
         )
     return OK

@@ -50,6 +50,7 @@ cdef enum Format:
 cdef int64_t time_min = TIME_MIN_US
 cdef int64_t time_max = TIME_MAX_US
 
+FLOAT64_TYPE = np.dtype("float64")
 NUMPY_OF_KIND = ("u1", "<i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f4", "<f8", "<i8")
 
 
@@ -343,14 +344,14 @@ cdef class Plan:
         cdef Answer answer
         cdef cnp.ndarray matrix
         self.check_matrix()
-        kind = np.dtype(dtype)
-        if kind not in (np.float64, np.float32):
+        kind = FLOAT64_TYPE if dtype == "float64" else np.dtype(dtype)
+        if kind is not FLOAT64_TYPE and kind not in (np.float64, np.float32):
             raise DataError(f"dtype {dtype!r} is not float64 or float32; read columns for other types")
         answer = self.begin(as_of, known_at)
         answer.request.set_rows(entity_rows)
         shape = (answer.request.count, self.matrix_columns)
         matrix = np.empty(shape, kind) if out is None else self.checked_out(out, shape, kind)
-        self.fill(answer, cnp.PyArray_DATA(matrix), kind == np.float32)
+        self.fill(answer, cnp.PyArray_DATA(matrix), kind.itemsize == 4)
         self.give_back(answer)
         return matrix
 

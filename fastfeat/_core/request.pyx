@@ -21,6 +21,8 @@ from libc.string cimport memcpy
 from collections.abc import Mapping
 from operator import index as as_index
 
+cimport numpy as cnp
+
 import numpy as np
 
 from ..dtypes import DType
@@ -38,6 +40,18 @@ cdef dict INT_RANGE = {
     f"{sign}{bits}": (0, 2 ** bits - 1) if sign == "uint" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     for sign in ("int", "uint") for bits in (8, 16, 32, 64)
 }
+
+
+cnp.import_array()
+
+
+cdef inline bint is_int64_vector(object values):
+    """True for a plain NumPy array whose memory is the keys."""
+    return (
+        cnp.PyArray_CheckExact(values) and cnp.PyArray_TYPE(<cnp.ndarray>values) == cnp.NPY_INT64
+        and cnp.PyArray_NDIM(<cnp.ndarray>values) == 1
+        and cnp.PyArray_CHKFLAGS(<cnp.ndarray>values, cnp.NPY_ARRAY_CARRAY_RO)
+    )
 
 
 cdef void* resized(void* memory, size_t size) except NULL:
@@ -117,7 +131,7 @@ cdef class Request:
         cdef Py_ssize_t c
         cdef int64_t i
         self.kept.clear()
-        if isinstance(entity_rows, Mapping):
+        if isinstance(entity_rows, dict) or isinstance(entity_rows, Mapping):
             for c in range(self.columns_count):
                 if self.names[c] not in entity_rows:
                     raise missing_key(self, entity_rows)
@@ -191,6 +205,9 @@ cdef class Request:
             )
         self.count = len(values)
         self.room(column, self.count)
+        if self.kinds[column] == INT64 and is_int64_vector(values):
+            memcpy(self.columns[column].ints, cnp.PyArray_DATA(<cnp.ndarray>values), self.count * 8)
+            return 0
         if self.kinds[column] != STRING and isinstance(values, np.ndarray):
             return self.set_ints(column, values)
         if hasattr(values, "to_pylist"):

@@ -15,11 +15,11 @@ Errors:      ARENA_FULL or NO_MEMORY, with everything as it was.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp, memmove, memset
 
 from .arena cimport epoch_advance, epoch_oldest_pin, extent_free, heap_free
 from .atomics cimport atomic_store_u32, atomic_store_u64, prefetch
-from .builder cimport Entity, Pending, Piece, Retired, RowRef, move_down, ref_compare, vector_add
+from .builder cimport Entity, Pending, Piece, Retired, RowRef, ref_compare, vector_add, vector_clear
 from .columns cimport batch_encode, key_at, key_size
 from .entity cimport entity_begin, entity_delete, entity_prepare
 from .index cimport slot_find, slots_alloc, slots_mask, slots_of, slots_rehash, slots_size
@@ -299,9 +299,11 @@ cdef void pending_publish(const Pending* pending) noexcept nogil:
 
 
 cdef void shard_clear(ShardWriter* writer) noexcept nogil:
-    writer.allocated.count = 0
-    writer.replaced.count = 0
-    writer.pending.count = 0
+    vector_clear(&writer.allocated)
+    vector_clear(&writer.replaced)
+    vector_clear(&writer.pending)
+    vector_clear(&writer.refs)
+    vector_clear(&writer.entries)
     writer.rows_delta = 0
     writer.entities_delta = 0
     writer.live_delta = 0
@@ -365,6 +367,7 @@ cdef void shards_reclaim(
     cdef uint64_t oldest = epoch_oldest_pin(&view.arena)
     cdef uint32_t shard
     cdef size_t first
+    cdef size_t size
     cdef ShardWriter* writer
     cdef Retired* retired
     for shard in range(shard_low, shard_high):
@@ -382,8 +385,9 @@ cdef void shards_reclaim(
         writer.retired_first = first
         if first == writer.retired.count:
             writer.retired_first = 0
-            writer.retired.count = 0
+            vector_clear(&writer.retired)
         elif first > 1024 and 2 * first > writer.retired.count:
             writer.retired.count -= first
-            move_down(writer.retired.data, first * sizeof(Retired), writer.retired.count * sizeof(Retired))
+            size = writer.retired.count * sizeof(Retired)
+            memmove(writer.retired.data, writer.retired.data + first * sizeof(Retired), size)
             writer.retired_first = 0
