@@ -27,7 +27,7 @@ from .columns cimport (
 from .timeline cimport timelines_as_of
 
 cdef enum:
-    AHEAD = 4                 # rows on their way from memory while one is copied; more only queue for line buffers
+    AHEAD = 8                 # rows on their way from memory while one is copied; more only queue for line buffers
     LINE = 64
 
 

@@ -36,7 +36,7 @@ from .layout cimport NEVER, BlockHeader, DirectoryEntry, TimelineHead
 from .status cimport BEFORE_HISTORY, DELETED, EXPIRED, NOT_FOUND, PRESENT
 
 cdef enum:
-    GROUP = 32                # entities whose cache misses overlap
+    GROUP = 128               # entities whose cache misses overlap
     LINE = 64
 
 
@@ -181,7 +181,7 @@ cdef void timelines_as_of(
     cdef int64_t start
     cdef int64_t end
     cdef int64_t i
-    for start in range(low, high, 32):    # GROUP
+    for start in range(low, high, 128):    # GROUP
         end = start + GROUP if start + GROUP < high else high
         if start == 0 and end > 1:
             prefetch_slots(view, hashes, start, end)
