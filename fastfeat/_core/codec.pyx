@@ -288,7 +288,10 @@ cdef int writer_object(Writer* writer, object value, uint32_t depth_left) except
             if not isinstance(key, str):
                 raise LocalProtocolError(f"message: a map's key must be a str, not {type(key).__name__}")
             writer_text(writer, key)
-            writer_object(writer, item, depth_left - 1)
+            try:
+                writer_object(writer, item, depth_left - 1)
+            except DataError as error:
+                raise DataError(f"{key!r}: {error}") from None
         return 0
     if PyDateTime_Check(value):
         if value.tzinfo is None:
