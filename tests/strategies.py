@@ -158,6 +158,20 @@ def row_values(view: FeatureView) -> SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({f.name: cells(f.dtype, f.nullable) for f in view.schema})
 
 
+# How a table may lie in memory: its rows from the middle of buffers (so that offsets and bit positions count), in
+# several chunks, one of them empty, or as a reader of batches.
+SHAPES = ["plain", "sliced", "chunked", "reader"]
+
+
+def shaped(table: pa.Table, shape: str) -> Any:
+    """The same rows in another shape."""
+    if shape == "sliced":
+        return pa.concat_tables([table, table, table]).combine_chunks().slice(len(table), len(table))
+    if shape == "chunked":
+        return pa.concat_tables([table.slice(0, 1), table.slice(0, 0), table.slice(1)])
+    return table.to_reader(max_chunksize=3) if shape == "reader" else table
+
+
 def row_dicts(
     view: FeatureView, rows: Sequence[tuple[tuple[int | str, ...], int, Mapping[str, Any]]]
 ) -> list[dict[str, Any]]:

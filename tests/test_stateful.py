@@ -8,8 +8,10 @@ The checker has its own controls: stores with one seeded bug each, which it must
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,12 +21,26 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from fastfeat import BeforeHistory, DataError, FeatureService, FeatureView, Field, Status, Store
+from fastfeat import BeforeHistory, DataError, FeatureService, FeatureView, Field, Status, Store, connect
 from fastfeat.dtypes import DType
-from fastfeat.times import TIME_MIN_US
+from fastfeat.times import TIME_MAX_US, TIME_MIN_US
 
 from .model import Answer, Key, Model, check_equal, matrix_cells, value_bits
-from .strategies import START_US, World, edges_us, row_dicts, row_table, row_values, times_near, worlds
+from .serving import serving
+from .strategies import (
+    SHAPES,
+    SPANS,
+    START_US,
+    World,
+    edges_us,
+    row_dicts,
+    row_table,
+    row_values,
+    shaped,
+    times_near,
+    worlds,
+)
+from .test_client import Awaited
 
 CAPACITY = 8 << 20
 FeatureName = tuple[FeatureView, int]  # a view and the position of one of its fields
@@ -33,7 +49,7 @@ FeatureName = tuple[FeatureView, int]  # a view and the position of one of its f
 class StoreMachine(RuleBasedStateMachine):
     """One store and one oracle under the same operations, on a clock that only the rules move."""
 
-    make_store: ClassVar[Callable[..., Store]] = Store
+    make_store: ClassVar[Callable[..., Any]] = Store
     focus: ClassVar[Mapping[str, Any]] = {}  # of every view's definition: what a control must meet often
 
     def __init__(self) -> None:
@@ -60,7 +76,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def push_arrow(self, data: st.DataObject) -> None:
         view, rows = self.draw_rows(data)
-        self.push(view, rows, row_table(view, rows))
+        self.push(view, rows, shaped(row_table(view, rows), data.draw(st.sampled_from(SHAPES), "shape")))
 
     def push(self, view: FeatureView, rows: Sequence[tuple[Key, int, Mapping[str, Any]]], given: Any) -> None:
         created_us = self.store.push(view.name, given)
@@ -70,7 +86,8 @@ class StoreMachine(RuleBasedStateMachine):
     def load(self, data: st.DataObject, is_declared: bool) -> None:
         view, rows = self.draw_rows(data, rows_max=8)
         created = [data.draw(self.created_times(view), "created") for _ in rows] if is_declared else None
-        report = self.store.load(view.name, row_table(view, rows, created), created_time="created" if created else None)
+        source = shaped(row_table(view, rows, created), data.draw(st.sampled_from(SHAPES), "shape"))
+        report = self.store.load(view.name, source, created_time="created" if created else None)
         assert (report.accepted, report.rejected, report.reasons, report.times_floored) == (len(rows), 0, {}, 0)
         declared: list[int | None] = [None] * len(rows) if created is None else [*created]
         self.model.load(
@@ -111,6 +128,13 @@ class StoreMachine(RuleBasedStateMachine):
     def advance(self, data: st.DataObject) -> None:
         spans = sorted({span for view in self.world.views for span in edges_us(view)} - {0})
         self.now_us += data.draw(st.sampled_from(spans), "span")
+
+    @rule(data=st.data(), ttl=st.none() | st.sampled_from(SPANS))
+    def change_ttl(self, data: st.DataObject, ttl: timedelta | None) -> None:
+        view = replace(self.draw_view(data), **{"ttl": ttl, **self.focus})
+        self.world = replace(self.world, views=[view if view.name == each.name else each for each in self.world.views])
+        self.store.apply([view])
+        self.model.apply(view)
 
     # --- reads
 
@@ -196,13 +220,15 @@ class StoreMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for view in self.world.views if hasattr(self, "world") else ():
             self.sweep_view(view, start=0)
+        self.store.close()
 
     def sweep_view(self, view: FeatureView, start: int) -> None:
         """Read every key where answers turn, one key per read so that no refusal hides another's answer."""
         features: list[FeatureName] = [(view, i) for i in range(len(view.schema))]
         rows = self.rows_of(view)
         turns = {row.event_us + span for row in rows for span in (-1, 0, *edges_us(view)[-2:])}
-        created = {row.created_us + span for row in rows for span in (-1, 0)}
+        turns = {us for us in turns if TIME_MIN_US <= us <= TIME_MAX_US}
+        created = {row.created_us + span for row in rows for span in (-1, 0)} - {TIME_MIN_US - 1}
         for known_at in [None, *thinned(created, 3, start)]:
             for as_of in [None, *thinned(turns, 12, start)]:
                 for key in self.world.keys(view):
@@ -230,12 +256,18 @@ class StoreMachine(RuleBasedStateMachine):
         return [row for entity in self.model.entities[view.name].values() for row in entity.rows]
 
     def event_times(self, view: FeatureView) -> st.SearchStrategy[int]:
-        return times_near([self.now_us, *{row.event_us for row in self.rows_of(view)}], edges_us(view))
+        near = times_near([self.now_us, *self.near_times(view)], edges_us(view))
+        return st.integers(0, 19).flatmap(lambda n: near if n else st.sampled_from([TIME_MIN_US, TIME_MAX_US - 10]))
+
+    def near_times(self, view: FeatureView) -> set[int]:
+        """Event times of rows, but for the ends of time, next to which there may be none."""
+        return {row.event_us for row in self.rows_of(view)} - {TIME_MIN_US, TIME_MAX_US - 10}
 
     def created_times(self, view: FeatureView) -> st.SearchStrategy[int]:
         known = self.model.entities[view.name].values()
         deletes = {entity.deleted_before_us for entity in known if entity.deleted_before_us is not None}
-        return times_near([self.now_us, *{row.created_us for row in self.rows_of(view)}, *deletes], [1, 10])
+        created = {row.created_us for row in self.rows_of(view) if abs(row.created_us - START_US) < 10**12}
+        return times_near([self.now_us, *created, *deletes], [1, 10])
 
     def draw_rows(
         self, data: st.DataObject, rows_max: int = 4
@@ -257,8 +289,10 @@ class StoreMachine(RuleBasedStateMachine):
         needed = {name: self.world.key_pools[name] for view, _ in features for name in view.entity.join_keys}
         row = st.fixed_dictionaries({name: st.sampled_from(list(pool)) for name, pool in needed.items()})
         view = features[0][0]
+        # Many are read in groups whose cache misses overlap.
+        times = data.draw(st.sampled_from([1, 1, 1, 1, 1, 1, 1, 40]), "times")
         return (
-            data.draw(st.lists(row, min_size=1, max_size=4), "entity_rows"),
+            data.draw(st.lists(row, min_size=1, max_size=4), "entity_rows") * times,
             data.draw(st.none() | self.event_times(view), "as_of"),
             data.draw(st.none() | self.created_times(view), "known_at"),
         )
@@ -397,6 +431,7 @@ class DeleteForgetsWatermark(Store):
         return answer
 
     def load(self, view: Any, source: Any, **options: Any) -> Any:
+        source = table_of(source)
         created = [
             max(us, self.deleted_us)
             for us in column_us(source, "created" if "created" in source.column_names else "event_timestamp")
@@ -412,7 +447,7 @@ class LateRowLast(Store):
         self.last_us = TIME_MIN_US
 
     def load(self, view: Any, source: Any, **options: Any) -> Any:
-        times = []
+        times, source = [], table_of(source)
         for us in column_us(source, "event_timestamp"):
             self.last_us = max(self.last_us, us)
             times.append(self.last_us)
@@ -423,6 +458,7 @@ class TiesReversed(Store):
     """Of rows with equal times the first to arrive wins."""
 
     def load(self, view: Any, source: Any, **options: Any) -> Any:
+        source = table_of(source)
         return super().load(view, source.take(list(reversed(range(len(source))))), **options)
 
 
@@ -504,6 +540,11 @@ def test_the_checker_catches(store: type[Store]) -> None:
         run_state_machine_as_test(Control, settings=bounded)
 
 
+def table_of(source: Any) -> pa.Table:
+    """The rows as a table again, whatever shape they came in."""
+    return source if isinstance(source, pa.Table) else source.read_all()
+
+
 def column_us(table: pa.Table, name: str) -> list[int]:
     return list(table[name].cast(pa.int64()).to_pylist())
 
@@ -513,3 +554,35 @@ def with_column_us(table: pa.Table, name: str, times: list[int]) -> pa.Table:
     if name in table.column_names:
         return table.set_column(table.column_names.index(name), name, column)
     return table.append_column(name, column)
+
+
+# --- the same machine over a connection
+
+
+class Remote:
+    """A store that is written and read through a client of its own server."""
+
+    def __init__(self, connecting: Callable[[str], Any], **options: Any) -> None:
+        self.closing = ExitStack()
+        store = self.closing.enter_context(Store(**options))
+        server = self.closing.enter_context(serving(store))
+        self.client = self.closing.enter_context(connecting(server.url))
+        self.apply, self.close = store.apply, self.closing.close
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+
+class ClientMachine(StoreMachine):
+    make_store = partial(Remote, connect)
+
+
+class AsyncClientMachine(StoreMachine):
+    make_store = partial(Remote, Awaited)
+
+
+@pytest.mark.parametrize("machine", [ClientMachine, AsyncClientMachine])
+def test_a_client_is_the_store(machine: type[StoreMachine]) -> None:
+    """A tenth of the store's own campaign: what is behind the connection is the same code."""
+    profile = settings()
+    run_state_machine_as_test(machine, settings=settings(profile, max_examples=profile.max_examples // 10))
