@@ -198,3 +198,61 @@ def test_a_batch_of_another_shape_is_refused() -> None:
     with pytest.raises(DataError, match="column 'other' of Arrow format 'g' where 'f1'"):
         table.append_arrow(renamed)
     assert table.rows == 0
+
+
+class Computed(dict[str, Any]):
+    """A row whose key exists only for as long as somebody holds it."""
+
+    def __getitem__(self, name: str) -> Any:
+        return f"entity-{super().__getitem__('number'):020d}"
+
+
+class Untruthful:
+    """A column or vector that says it is shorter than it is."""
+
+    def __init__(self, values: Sequence[Any], says: int) -> None:
+        self.values, self.says = values, says
+
+    def __len__(self) -> int:
+        return self.says
+
+    def __iter__(self) -> Any:
+        return iter(self.values)
+
+
+def test_keys_that_a_row_makes_when_asked_are_found() -> None:
+    table = make_table(fields=1, key="string")
+    keys = [f"entity-{i:020d}" for i in range(500)]
+    table.append_rows([{"k": key, "f0": float(i), "event_timestamp": 1} for i, key in enumerate(keys)], 5)
+    plan = plan_of(table, 1)
+    made = plan.matrix([Computed(number=i) for i in range(500)], None, None, None)
+    assert made[:, 0].tolist() == [float(i) for i in range(500)]
+    alone = [plan.vector(Computed(number=i), None, None, None)[0] for i in range(500)]
+    assert alone == [float(i) for i in range(500)]
+
+
+def test_a_length_that_is_not_true_writes_nowhere() -> None:
+    table = make_table(fields=1)
+    plan = plan_of(table, 1)
+    assert plan.matrix({"k": Untruthful(range(100_000), 1)}, None, None, None).shape == (100_000, 1)
+    assert plan.matrix(Untruthful([{"k": 1}] * 100_000, 1), None, None, None).shape == (100_000, 1)
+    assert plan.matrix(Untruthful([], 100_000), None, None, None).shape == (0, 1)
+
+
+def test_a_list_that_grows_while_it_is_read_is_read_as_it_was() -> None:
+    rows: list[dict[str, Any]] = []
+
+    class Growing(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            rows.extend({"k": 1} for _ in range(100_000))
+            return 1
+
+    rows.append(Growing())
+    assert plan_of(make_table(fields=1), 1).matrix(rows, None, None, None).shape == (1, 1)
+
+
+def test_a_vector_of_another_length_than_it_says_is_refused() -> None:
+    fields = [("v", DType.parse("vector<float64, 4>"), True)]
+    table = Table(Arena(MIB), Clock(), "v", ["k"], ["int64"], fields, None, None, None)
+    with pytest.raises(DataError, match="100000 elements, not 4"):
+        table.append_rows([{"k": 1, "v": Untruthful([1.0] * 100_000, 4), "event_timestamp": 1}], 5)

@@ -33,6 +33,7 @@ cdef class Request:
     cdef int set_wire(self, Reader* reader) except -1
     cdef int keys(self, Py_ssize_t which, const int32_t* columns, Py_ssize_t columns_count, KeyView* view) except -1
     cdef int room(self, Py_ssize_t column, int64_t count) except -1
+    cdef int column_room(self, Py_ssize_t column, int64_t count) except -1
     cdef int set_column(self, Py_ssize_t column, object values) except -1
     cdef int set_value(self, Py_ssize_t column, int64_t i, object value) except -1
     cdef int set_ints(self, Py_ssize_t column, object values) except -1

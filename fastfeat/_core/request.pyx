@@ -6,9 +6,8 @@
     are 8
     bytes and strings their size (u32) and UTF-8 bytes. Rows are encoded the same way in columns.pyx.
 
-Ownership:  strings are borrowed from the Python objects or the message; the request keeps the objects alive, the
-            caller the
-            message. Buffers are kept from use to use.
+Ownership:  strings are borrowed from the Python objects or the message; the request keeps the objects alive (a row may
+            make them on the way), the caller the message. Buffers are kept from use to use.
 Errors:     DataError that names the join key, the entity's position, what it was and what it must be.
 """
 
@@ -123,6 +122,8 @@ cdef class Request:
                 value = row[self.names[i]]
             except (KeyError, TypeError, IndexError):
                 raise missing_key(self, row) from None
+            if self.kinds[i] == STRING:
+                self.kept.append(value)
             self.set_value(i, 0, value)
         return 0
 
@@ -142,15 +143,19 @@ cdef class Request:
                 f"entity_rows is {type(entity_rows).__name__}; give a list of dicts or a dict of columns of"
                 f" {', '.join(self.names)}"
             )
-        self.count = len(entity_rows)
+        # Why a copy: a row's own __getitem__ may change the caller's list, and __len__ need not tell the truth.
+        cdef list rows = list(entity_rows)
+        self.count = len(rows)
         for c in range(self.columns_count):
             self.room(c, self.count)
             name = self.names[c]
-            for i, row in enumerate(entity_rows):
+            for i, row in enumerate(rows):
                 try:
                     value = row[name]
                 except (KeyError, TypeError, IndexError):
                     raise missing_key(self, row, i) from None
+                if self.kinds[c] == STRING:
+                    self.kept.append(value)     # the row may have made it just now
                 self.set_value(c, i, value)
         return 0
 
@@ -198,14 +203,8 @@ cdef class Request:
             raise DataError(
                 f"join key {self.names[column]!r}: {type(values).__name__} is not a column; give a list or an array"
             )
-        if column > 0 and len(values) != self.count:
-            raise DataError(
-                f"join key {self.names[column]!r} has {len(values)} values, {self.names[0]!r} has {self.count};"
-                " give columns of equal length"
-            )
-        self.count = len(values)
-        self.room(column, self.count)
         if self.kinds[column] == INT64 and is_int64_vector(values):
+            self.column_room(column, len(values))
             memcpy(self.columns[column].ints, cnp.PyArray_DATA(<cnp.ndarray>values), self.count * 8)
             return 0
         if self.kinds[column] != STRING and isinstance(values, np.ndarray):
@@ -216,10 +215,23 @@ cdef class Request:
             values = values.tolist()
         elif hasattr(values, "to_list"):
             values = values.to_list()
-        self.kept.append(values)
-        for i, value in enumerate(values):
+        # Why a copy: a value's own __index__ may change the caller's list, and its strings must live as long as we do.
+        cdef list copied = list(values)
+        self.column_room(column, len(copied))
+        self.kept.append(copied)
+        for i, value in enumerate(copied):
             self.set_value(column, i, value)
         return 0
+
+    cdef int column_room(self, Py_ssize_t column, int64_t count) except -1:
+        """Room for a column that is as long as those before it."""
+        if column > 0 and count != self.count:
+            raise DataError(
+                f"join key {self.names[column]!r} has {count} values, {self.names[0]!r} has {self.count};"
+                " give columns of equal length"
+            )
+        self.count = count
+        return self.room(column, count)
 
     cdef int set_ints(self, Py_ssize_t column, object values) except -1:
         """A NumPy array of integers, without a Python object per value."""
@@ -232,6 +244,7 @@ cdef class Request:
                 f"join key {self.names[column]!r}: an array of {values.dtype} with {values.ndim} dimensions;"
                 f" give one dimension of integers ({self.types[column]})"
             )
+        self.column_room(column, len(values))
         least, most = INT_RANGE[self.types[column]]
         if values.dtype != np.int64:
             if len(values) and not (least <= int(values.min()) and int(values.max()) <= most):

@@ -173,11 +173,14 @@ cdef bytes element_text(uint8_t kind, item, i):
 
 cdef int vector_encode(FieldView* field, value, uint8_t* cell) except -1:
     cdef uint32_t i
-    if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__len__"):
+    cdef list items
+    if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
         raise DataError(f"{value!r} is {type(value).__name__}, not a vector of {field.size} numbers")
-    if len(value) != field.size:
-        raise DataError(f"the vector has {len(value)} elements, not {field.size}")
-    for i, item in enumerate(value):
+    # Why a copy: the cell has room for `size` elements, and an element's own code may change the caller's list.
+    items = list(value)
+    if len(items) != field.size:
+        raise DataError(f"the vector has {len(items)} elements, not {field.size}")
+    for i, item in enumerate(items):
         if item is None:
             raise DataError(f"element {i} is None; vectors hold no nulls")
         scalar_encode(field.element_kind, item, cell + i * field.element_width)
