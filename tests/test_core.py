@@ -256,3 +256,27 @@ def test_a_vector_of_another_length_than_it_says_is_refused() -> None:
     table = Table(Arena(MIB), Clock(), "v", ["k"], ["int64"], fields, None, None, None)
     with pytest.raises(DataError, match="100000 elements, not 4"):
         table.append_rows([{"k": 1, "v": Untruthful([1.0] * 100_000, 4), "event_timestamp": 1}], 5)
+
+
+def test_a_load_whose_threads_cannot_start_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OneThread:
+        def __init__(self, threads: int) -> None: ...
+
+        def __enter__(self) -> OneThread:
+            return self
+
+        def __exit__(self, *exception: object) -> None: ...
+
+        def map(self, work: Any, low: Sequence[int], high: Sequence[int]) -> None:
+            work(low[0], high[0])
+            raise RuntimeError("can't start new thread")
+
+    table = make_table(capacity=256 * MIB)
+    table.append_arrow(batch_of(np.arange(100), np.arange(100)))
+    with monkeypatch.context() as patched:
+        patched.setattr("fastfeat._core.table.ThreadPoolExecutor", OneThread)
+        with pytest.raises(RuntimeError, match="can't start"):
+            table.append_arrow(batch_of(np.arange(1000, 21_000), np.arange(20_000)), threads=2)
+    table.append_arrow(batch_of([100], [100]))
+    assert (table.rows, table.entities) == (101, 101)
+    assert np.isnan(plan_of(table).matrix({"k": np.arange(1000, 21_000)}, None, None, None)).all()

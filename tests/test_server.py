@@ -120,6 +120,18 @@ def test_prepare_describes_the_plan(raw: Raw) -> None:
     assert raw.ask([0, 5, "GET", [0, [[3]], 2]])[2] is None
 
 
+@pytest.mark.parametrize("wanted", [0, 1, 4])
+def test_few_keys_that_name_much_are_refused_before_any_of_it_is_copied(wanted: int) -> None:
+    store = TableStore()
+    store.push("user", [{**user(1), "name": "x" * (1 << 20)}])
+    with serving(store) as server, Raw(server.url) as raw:
+        raw.ask([0, 1, "PREPARE", {"features": ["user:name"]}])
+        code, message = raw.ask([0, 2, "GET", [0, [[1] * 100], wanted]])[2]
+        assert code == 20
+        assert message.startswith("the reply needs over 104857600 B")
+        assert raw.ask([0, 3, "GET", [0, [[1]], wanted]])[2] is None
+
+
 def test_an_arrow_answer_is_a_stream_of_the_exact_types(raw: Raw) -> None:
     assert raw.ask([0, 2, "PREPARE", {"features": EVERYTHING}])[3]["plan"] == 1
     keys = [struct.pack("<2q", 3, 4444), ["Paris", "x"], struct.pack("<2Q", (1 << 64) - 1, 1)]
@@ -397,6 +409,21 @@ def test_a_stop_answers_what_is_under_way_and_accepts_nobody() -> None:
         assert raw.read()[1:3] == [1, None]
         assert raw.read() is None
         stopping.join(20)
+
+
+def test_a_stop_does_not_wait_for_a_load_that_it_ended() -> None:
+    store = TableStore()
+    with serving(store, drain_seconds=20) as server, Raw(server.url) as raw:
+        store.load_gate.clear()
+        raw.ask([0, 1, "LOAD", ["begin", "user", {"event_time": "event_timestamp"}]])
+        raw.send(*([0, 2 + i, "LOAD", ["chunk", 1, chunk]] for i, chunk in enumerate(ipc_chunks(users(1000), 2048))))
+        server.until(lambda: any(c.session.is_paused for c in server.server.connections))
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        store.load_gate.set()
+        stopping.join(10)
+        assert not stopping.is_alive()
+        assert not server.server.connections
 
 
 def test_a_stop_does_not_wait_longer_than_the_drain() -> None:

@@ -20,6 +20,7 @@ cdef uint64_t heap_alloc(ArenaView* arena, HeapHeader* heap, uint64_t size, bint
 cdef void heap_free(ArenaView* arena, HeapHeader* heap, uint64_t at, uint64_t size) noexcept nogil
 
 # Epochs.
+cdef int reader_try_pin(ArenaView* arena) noexcept nogil
 cdef int reader_pin(ArenaView* arena) noexcept nogil
 cdef void reader_unpin(ArenaView* arena, int slot) noexcept nogil
 cdef uint64_t epoch_advance(ArenaView* arena) noexcept nogil

@@ -39,6 +39,9 @@ from .atomics cimport (
 from .layout cimport MAGIC, PAGE_SIZE, READER_SLOTS, ArenaHeader, FreeExtent, HeapHeader
 from .layout import LAYOUT_VERSION
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef extern from "<sys/mman.h>" nogil:
     const int MAP_NORESERVE
     const int MADV_HUGEPAGE
@@ -290,19 +293,25 @@ cdef void heap_free(ArenaView* arena, HeapHeader* heap, uint64_t at, uint64_t si
 
 # --- epochs ----------------------------------------------------------------------------------------------------------
 
-cdef int reader_pin(ArenaView* arena) noexcept nogil:
-    """Enter: nothing retired from now on is reused before reader_unpin. Returns the slot taken."""
+cdef int reader_try_pin(ArenaView* arena) noexcept nogil:
+    """Enter: nothing retired from now on is reused before reader_unpin. Returns the slot taken, -1: none is free."""
     cdef ArenaHeader* header = arena.header
-    cdef int slot = 0
-    while True:
+    cdef int slot
+    for slot in range(READER_SLOTS):
         if header.readers[slot].pinned == 0 and atomic_swap_u64(
             &header.readers[slot].pinned, 0, atomic_load_u64(&header.epoch)
         ):
             return slot
-        slot += 1
-        if slot == READER_SLOTS:          # more readers than slots at once: wait for one to leave
-            slot = 0
-            cpu_relax()
+    return -1
+
+
+cdef int reader_pin(ArenaView* arena) noexcept nogil:
+    """Enter, after waiting for a free slot; not with the GIL, which a reader inside may need to leave."""
+    cdef int slot = reader_try_pin(arena)
+    while slot < 0:
+        sched_yield()                     # a processor for those inside, which may be many more than there are
+        slot = reader_try_pin(arena)
+    return slot
 
 
 cdef void reader_unpin(ArenaView* arena, int slot) noexcept nogil:

@@ -71,6 +71,7 @@ cdef void column_fixed(const PlanFeature* feature, const uint8_t** rows, int64_t
 cdef uint64_t column_offsets(
     const PlanFeature* feature, const uint8_t** rows, int64_t count, uint32_t* offsets
 ) noexcept nogil
+cdef uint64_t column_size(const PlanFeature* feature, const uint8_t** rows, int64_t count) noexcept nogil
 cdef void column_bytes(
     const PlanFeature* feature, const TableView* table, const uint8_t** rows, int64_t count, uint8_t* data
 ) noexcept nogil

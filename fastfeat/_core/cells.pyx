@@ -182,6 +182,16 @@ cdef uint64_t column_offsets(
     return at
 
 
+cdef uint64_t column_size(const PlanFeature* feature, const uint8_t** rows, int64_t count) noexcept nogil:
+    """Bytes of a variable feature's values."""
+    cdef int64_t i
+    cdef uint64_t size = 0
+    for i in range(count):
+        if has_value(feature, rows[i]):
+            size += (<const Cell*>(rows[i] + feature.offset)).size
+    return size
+
+
 cdef void column_bytes(
     const PlanFeature* feature, const TableView* table, const uint8_t** rows, int64_t count, uint8_t* data,
 ) noexcept nogil:

@@ -30,7 +30,7 @@ cdef class Plan:
 
     # Append the msgpack result of a GET to `out`. `params` stands behind the plan number, `remaining` elements are
     # left.
-    cdef int answer(self, Reader* params, uint32_t remaining, Writer* out) except -1
+    cdef int answer(self, Reader* params, uint32_t remaining, Writer* out, uint64_t size_max) except -1
 
     cdef int place_keys(self, list signatures) except -1
     cdef int place_features(self, list items) except -1
@@ -38,7 +38,8 @@ cdef class Plan:
     cdef Answer take(self)
     cdef Answer begin(self, object as_of, object known_at)
     cdef int keys_ready(self, Answer answer) except -1
-    cdef void fill_pinned(self, Answer answer, void* matrix, double* line) noexcept nogil
+    cdef int pin(self) noexcept
+    cdef void fill_pinned(self, Answer answer, void* matrix, double* line, int pin) noexcept nogil
     cdef int fill(self, Answer answer, void* matrix, bint single) except -1
     cdef int resolve(self, Answer answer) except -1
     cdef int check_history(self, Answer answer) except -1
@@ -48,7 +49,8 @@ cdef class Plan:
     cdef int write_columns(self, Answer answer, Writer* out) except -1
     cdef int write_rows(self, Answer answer, Writer* out) except -1
     cdef object column(self, Answer answer, uint32_t f)
+    cdef int check_size(self, Answer answer, uint64_t size_max) except -1
     cdef int check_column_size(self, uint32_t f, uint64_t size) except -1
     cdef int64_t wire_moment(self, Reader* params, bint is_given, str name) except? -1
-    cdef int write_pinned(self, Answer answer, int64_t format, Writer* out) except -1
+    cdef int write_pinned(self, Answer answer, int64_t format, Writer* out, uint64_t size_max) except -1
     cdef give_back(self, Answer answer)

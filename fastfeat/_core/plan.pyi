@@ -36,5 +36,5 @@ class Plan:
         dtype: npt.DTypeLike = "float64",
     ) -> npt.NDArray[Any]: ...
     def columns(
-        self, entity_rows: Any, as_of: int | None, known_at: int | None
+        self, entity_rows: Any, as_of: int | None, known_at: int | None, size_max: int | None = None
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], Columns]: ...

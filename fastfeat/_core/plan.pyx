@@ -18,10 +18,10 @@ cimport numpy as cnp
 import numpy as np
 
 from ..errors import BeforeHistory, DataError, UnknownFeature
-from .arena cimport reader_pin, reader_unpin
+from .arena cimport reader_pin, reader_try_pin, reader_unpin
 from .cells cimport (
-    PlanFeature, PlanRun, PlanView, PlanViewPart, Scratch, column_bytes, column_fixed, column_offsets, column_valid,
-    read_float32, read_float64, read_group, value_write,
+    PlanFeature, PlanRun, PlanView, PlanViewPart, Scratch, column_bytes, column_fixed, column_offsets, column_size,
+    column_valid,    read_float32, read_float64, read_group, value_write,
 )
 from .codec cimport (
     CODEC_OK, Reader, Writer, codec_raise, reader_int64, reader_take_nil, writer_array, writer_bin_begin, writer_uint,
@@ -31,7 +31,7 @@ from .layout cimport EVER
 from .request cimport Request
 from .status cimport BEFORE_HISTORY
 from .table cimport Clock, Table
-from .timeline cimport keys_hash
+from .timeline cimport TableView, keys_hash
 from .values import TIME_MAX_US, TIME_MIN_US
 
 cnp.import_array()
@@ -269,21 +269,31 @@ cdef class Plan:
         """Read into a float64 matrix, or float32 where `single`."""
         cdef int64_t count = answer.request.count
         cdef double* line = NULL
+        cdef int pin
         self.keys_ready(answer)
         if single:
             line = <double*>zeroed(self.view.matrix_columns, 8)
+        pin = self.pin()
         if count < RELEASE_MIN:
-            self.fill_pinned(answer, matrix, line)
+            self.fill_pinned(answer, matrix, line, pin)
         else:
             with nogil:
-                self.fill_pinned(answer, matrix, line)
+                self.fill_pinned(answer, matrix, line, pin)
         free(line)
         return self.check_history(answer)
 
-    cdef void fill_pinned(self, Answer answer, void* matrix, double* line) noexcept nogil:
+    cdef int pin(self) noexcept:
+        """Enter the arena. Why without the GIL where all slots are taken: whoever is inside may need it to leave."""
+        cdef const TableView* table = self.view.views[0].table
+        cdef int pin = reader_try_pin(&table.arena)
+        if pin < 0:
+            with nogil:
+                pin = reader_pin(&table.arena)
+        return pin
+
+    cdef void fill_pinned(self, Answer answer, void* matrix, double* line, int pin) noexcept nogil:
         cdef const PlanView* plan = &self.view
         cdef int64_t count = answer.request.count
-        cdef int pin = reader_pin(&plan.views[0].table.arena)
         if line != NULL:
             read_float32(plan, &answer.scratch, count, answer.event_us, answer.known_us, <float*>matrix, line)
         else:
@@ -368,21 +378,23 @@ cdef class Plan:
         if len(self.spares) < SPARES_MAX:
             self.spares.append(answer)
 
-    def columns(self, entity_rows, as_of, known_at):
+    def columns(self, entity_rows, as_of, known_at, size_max=None):
         """Typed columns: (statuses uint8 [views, n], event_times int64 [views, n] us, a column per feature).
 
         A column is (valid, data, offsets).
 
         valid: uint8 [n], 1 where there is a value. data: numbers [n] (bool uint8, timestamp int64 us), vectors
         [n, size], otherwise bytes, entity i's at offsets[i]:offsets[i + 1] (uint32 [n + 1]); offsets is None for the
-        fixed.
+        fixed. Raises DataError where values of variable size take more than `size_max` bytes.
         """
         cdef Answer answer = self.begin(as_of, known_at)
         cdef int pin
         answer.request.set_rows(entity_rows)
-        pin = reader_pin(&self.view.views[0].table.arena)
+        pin = self.pin()
         try:
             self.resolve(answer)
+            if size_max is not None:
+                self.check_size(answer, size_max)
             columns = [self.column(answer, f) for f in range(self.view.features_count)]
         finally:
             reader_unpin(&self.view.views[0].table.arena, pin)
@@ -414,6 +426,20 @@ cdef class Plan:
         column_bytes(feature, self.view.views[feature.view].table, rows, count, <uint8_t*>cnp.PyArray_DATA(data))
         return valid, data, offsets
 
+    cdef int check_size(self, Answer answer, uint64_t size_max) except -1:
+        """Hold values of variable size to the limit before any of them is copied: a few keys may name much."""
+        cdef int64_t count = answer.request.count
+        cdef const PlanFeature* feature
+        cdef uint64_t size = 0
+        cdef uint32_t f
+        for f in range(self.view.features_count):
+            feature = &self.view.features[f]
+            if feature.kind >= STRING and feature.kind != VECTOR:
+                size += column_size(feature, answer.scratch.rows + feature.view * count, count)
+        if size > size_max:
+            raise DataError(f"the reply needs over {size} B, a frame takes {size_max} B; ask for fewer entities")
+        return 0
+
     cdef int check_column_size(self, uint32_t f, uint64_t size) except -1:
         if size > 0xFFFFFFFF:
             raise DataError(
@@ -423,7 +449,7 @@ cdef class Plan:
 
     # --- the wire
 
-    cdef int answer(self, Reader* params, uint32_t remaining, Writer* out) except -1:
+    cdef int answer(self, Reader* params, uint32_t remaining, Writer* out, uint64_t size_max) except -1:
         cdef Answer answer = self.take()
         cdef int64_t format = ROWS
         cdef int code = CODEC_OK
@@ -443,7 +469,7 @@ cdef class Plan:
         if format == MATRIX64 or format == MATRIX32:
             self.write_matrix(answer, format == MATRIX32, out)
         elif format == COLUMNS or format == ROWS:
-            self.write_pinned(answer, format, out)
+            self.write_pinned(answer, format, out, size_max)
         else:
             raise DataError(
                 f"GET format {format} is unknown; 0 rows, 1 columns, 2 float64 matrix, 3 float32 matrix, 4 Arrow"
@@ -462,10 +488,11 @@ cdef class Plan:
             codec_raise(code, f"GET {name}")
         return moment(us, name)
 
-    cdef int write_pinned(self, Answer answer, int64_t format, Writer* out) except -1:
-        cdef int pin = reader_pin(&self.view.views[0].table.arena)
+    cdef int write_pinned(self, Answer answer, int64_t format, Writer* out, uint64_t size_max) except -1:
+        cdef int pin = self.pin()
         try:
             self.resolve(answer)
+            self.check_size(answer, size_max)
             if format == COLUMNS:
                 self.write_columns(answer, out)
             else:

@@ -9,6 +9,7 @@ class ServerSession:
     is_closing: bool
     is_paused: bool
     has_more: bool
+    reply_size_max: int
     gets: int
     def __init__(self, handle: Callable[[int, str, object], None], frame_size_max: int, entities_max: int) -> None: ...
     @property

@@ -60,7 +60,7 @@ cdef class ServerSession:
     cdef list row_sizes
     cdef object handle
     cdef size_t frame_size_max
-    cdef size_t reply_size_max
+    cdef readonly size_t reply_size_max
     cdef uint64_t entities_max
     cdef readonly bint is_greeted
     cdef readonly bint is_closing
@@ -260,7 +260,7 @@ cdef class ServerSession:
         self.reply_begin(&frame_at)
         check(writer_uint(&self.out, request_id))
         check(writer_nil(&self.out))
-        plan.answer(&params, count - 1, &self.out)
+        plan.answer(&params, count - 1, &self.out, self.reply_size_max)
         check_end(&params)
         self.reply_end(frame_at)
         self.gets += 1

@@ -293,8 +293,12 @@ cdef class Append(Change):
         cdef Status status
         if threads > 1:
             bounds = [shards * i // threads for i in range(threads + 1)]
-            with ThreadPoolExecutor(threads) as pool:
-                status = max(pool.map(self.prepare_range, bounds[:threads], bounds[1:]))
+            try:
+                with ThreadPoolExecutor(threads) as pool:
+                    status = max(pool.map(self.prepare_range, bounds[:threads], bounds[1:]))
+            except BaseException:         # no thread to be had, an interrupt: some shards may be prepared
+                shards_abort(&self.table.view, self.table.writers, 0, shards)
+                raise
         else:
             status = self.prepare_range(0, shards)
         if status != OK:

@@ -93,8 +93,10 @@ class Connection(asyncio.Protocol):
         if was and not self._pause:
             self._send(self.session.resume())
             self._go_on()
-            if not self._pause:
+            if not self._pause and not self.transport.is_closing():
                 self.transport.resume_reading()
+        elif self._pause is Pause.STOPPING:
+            self._close_if_done()  # what it waited for is over
 
     def reply(self, request_id: int, result: object) -> None:
         """Answers later than in the order of the stream."""

@@ -74,7 +74,7 @@ def get_arrow(connection: Connection, request_id: int, params: object) -> None:
     """GET in format 4; the native session has checked number, format and limits. Encoded in a thread."""
     number, keys, _, as_of, known_at, *_ = [*expect_list(params, "GET"), None, None]
     plan = connection.session.plan(number)
-    columns = plan.columns(entity_columns(plan, keys), as_of, known_at)
+    columns = plan.columns(entity_columns(plan, keys), as_of, known_at, connection.session.reply_size_max)
     result = Result(plan.features, plan.dtypes, plan.views, plan.view_of, *columns)
     connection.in_thread(request_id, connection.server.executor, lambda: [*status_bytes(*columns), arrow_bytes(result)])
 
