@@ -75,6 +75,7 @@ PUBLIC = {
     "store": ("Store",),
 }
 MODULE_OF = {name: module for module, names in PUBLIC.items() for name in names}
+__all__ = [name for names in PUBLIC.values() for name in names]
 
 
 def __getattr__(name: str) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -78,3 +79,9 @@ def test_the_program_is_installed(installed: Path) -> None:
     run = subprocess.run([str(program), "--version"], env=environment, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.startswith("fastfeat 0.")
+
+
+def test_a_star_import_gives_the_public_names_and_no_others(installed: Path) -> None:
+    code = "from fastfeat import *; import fastfeat; print(sorted(set(fastfeat.__all__) ^ set(dir())))"
+    names = ast.literal_eval(python(installed, code))
+    assert [name for name in names if not name.startswith("__")] == ["fastfeat"]
