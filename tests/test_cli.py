@@ -59,7 +59,11 @@ def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["get"], "Missing argument"),
         (["get", "scoring"], "name at least one entity"),
         (["get", "scoring", "-e", "user_id=7", "--as-of", "2026-03-03"], "has no zone"),
-        (["get", "scoring", "-e", "user_id=7", "--as-of", "yesterday"], "--as-of"),
+        (["get", "scoring", "-e", "user_id=7", "--as-of", "yesterday"], "write one such as 2013-07-04T15:00Z"),
+        (["info", "--url", "http://127.0.0.1"], "fastfeat+unix:///path"),
+        (["bench", "scoring", "--url", "http://127.0.0.1"], "fastfeat+unix:///path"),
+        (["serve", "features.py", "--port", "99999"], "port=99999 is not within 0 to 65535"),
+        (["serve", "features.py", "--set", "prot=1"], "'prot', which is unknown"),
         (["bench", "scoring"], "need --url"),
         (["bench", "--requests", "1"], "--requests"),
         (["serve"], "Missing argument"),
@@ -306,7 +310,7 @@ def run_program(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_serve_refuses_an_address_that_others_can_reach(definitions: Path) -> None:
     run = run_program("serve", str(definitions), "--host", "0.0.0.0")
-    assert run.returncode == app.FAILED
+    assert run.returncode == app.MISUSED
     assert "loopback" in run.stderr
     assert run.stderr.count("\n") == 1
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsJson, Entities
+from .options import AsJson, Entities, checked_url
 
 if TYPE_CHECKING:
     from fastfeat import Store
@@ -22,7 +22,10 @@ def bench(
         list[str] | None, typer.Argument(help="With --url: a feature service, or features as view:field.")
     ] = None,
     entity: Entities = None,
-    url: Annotated[str | None, typer.Option("--url", "-u", help="A running server instead of one of our own.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", "-u", callback=checked_url, help="A running server instead of one of our own."),
+    ] = None,
     entities: Annotated[int, typer.Option(help="How many entities to load into our own.", min=1_000)] = 100_000,
     requests: Annotated[int, typer.Option(help="How many requests to time.", min=100)] = 10_000,
     as_json: AsJson = False,

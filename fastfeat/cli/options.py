@@ -8,10 +8,28 @@ import typer
 
 DEFAULT_URL = "fastfeat://127.0.0.1:7077"
 
+
+def checked_url(url: str | None) -> str | None:
+    """A URL of the right form, so that a wrong one is a misuse and not a server that is away."""
+    from ..client.address import Address
+    from ..errors import ConnectFailed
+
+    if url is not None:
+        try:
+            Address.parse(url)
+        except ConnectFailed as error:
+            raise typer.BadParameter(str(error)) from None
+    return url
+
+
 Url = Annotated[
     str,
     typer.Option(
-        "--url", "-u", envvar="FASTFEAT_URL", help="The server: fastfeat://HOST:PORT or fastfeat+unix:///PATH."
+        "--url",
+        "-u",
+        envvar="FASTFEAT_URL",
+        callback=checked_url,
+        help="The server: fastfeat://HOST:PORT or fastfeat+unix:///PATH.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of a table.")]

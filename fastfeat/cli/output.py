@@ -83,7 +83,10 @@ def time_text(time_us: int) -> str:
 
 def parse_time(text: str) -> datetime:
     """A moment with a zone from ISO 8601 text, "2013-07-04T15:00Z". Raises ValueError without one."""
-    moment = datetime.fromisoformat(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no moment of ISO 8601; write one such as 2013-07-04T15:00Z") from None
     if moment.tzinfo is None:
         raise ValueError(f"{text!r} has no zone; write {text}Z for UTC or an offset such as {text}-05:00")
     return moment

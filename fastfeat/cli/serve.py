@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import DataError
 from .options import AsJson
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ def serve(
 
     flags: dict[str, Any] = {"host": host, "port": port, "unix_socket": unix_socket}
     flags |= dict(split_pair(text, "--set") for text in setting or [])
-    settings = Config.read(flags, file=config)
+    try:
+        settings = Config.read(flags, file=config)
+    except DataError as error:
+        raise typer.BadParameter(str(error), param_hint="the settings") from None
     store = store_of(definitions, capacity_mib)
     for text in load or []:
         load_rows(store, *split_pair(text, "--load"), as_json)

@@ -16,6 +16,8 @@ from typing import Any, Self
 from fastfeat.errors import DataError
 from fastfeat.protocol import DEFAULT_PORT, FRAME_SIZE_MAX, FRAME_SIZE_MIN
 
+NOUNS = {int: "a whole number", float: "a number", str: "text"}  # of a setting's type, for people
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -26,6 +28,7 @@ class Config:
     unix_socket:        a path, or "" for none.
     frame_size_max:     bytes of one frame, either way.
     entities_max:       entities of one GET; bounds how long one request keeps all others waiting.
+    connections_max:    open at one time; one more is told so and closed.
     plans_max:          prepared plans of one connection.
     loads_max:          loads at one time; each has a thread.
     handshake_seconds:  until HELLO must have come.
@@ -104,15 +107,15 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def convert(name: str, value: Any, kind: type, where: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise DataError(f"config: {name}={value!r} ({where}) is not {kind.__name__}")
+        raise DataError(f"config: {name}={value!r} ({where}) is not {NOUNS[kind]}")
     if kind is str and not isinstance(value, str):
-        raise DataError(f"config: {name}={value!r} ({where}) is not str")
+        raise DataError(f"config: {name}={value!r} ({where}) is not {NOUNS[str]}")
     try:
         converted = kind(value)
     except (ValueError, OverflowError):
-        raise DataError(f"config: {name}={value!r} ({where}) is not {kind.__name__}") from None
+        raise DataError(f"config: {name}={value!r} ({where}) is not {NOUNS[kind]}") from None
     if kind is int and isinstance(value, float) and converted != value:
-        raise DataError(f"config: {name}={value!r} ({where}) is not int")
+        raise DataError(f"config: {name}={value!r} ({where}) is not {NOUNS[int]}")
     return converted
 
 
