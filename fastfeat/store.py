@@ -411,8 +411,8 @@ def check_same_rows(applied: FeatureView, view: FeatureView) -> None:
     for part in DURABLE_PARTS:
         if old[part] != new[part]:
             raise IncompatibleSchema(
-                f"feature view {view.name!r} is applied with another {part}: {difference(old[part], new[part])}; its"
-                " rows are stored that way: give the new view another name (profile_v2) and load it"
+                f"feature view {view.name!r} differs from the applied one in {part}: {difference(old[part], new[part])};"
+                " its rows are stored that way: give the new view another name (profile_v2) and load it"
             )
 
 

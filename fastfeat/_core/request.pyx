@@ -412,7 +412,7 @@ cdef object missing_key(Request request, object row, object i=0):
 
 cdef str wrong_type(object value, str type_name):
     if value is None:
-        return f"is null; give a {type_name}"
+        return f"is null; every entity needs its key, {type_name}"
     return f"{value!r} is {type(value).__name__}, not {type_name}"
 
 
