@@ -411,7 +411,7 @@ def check_same_rows(applied: FeatureView, view: FeatureView) -> None:
     for part in DURABLE_PARTS:
         if old[part] != new[part]:
             raise IncompatibleSchema(
-                f"feature view {view.name!r} differs from the applied one in {part}: {difference(old[part], new[part])};"
+                f"feature view {view.name!r} differs from that applied in {part}: {difference(old[part], new[part])};"
                 " its rows are stored that way: give the new view another name (profile_v2) and load it"
             )
 

@@ -296,7 +296,7 @@ def test_what_is_no_list_of_features_is_refused(store: Store, features: Any) -> 
 
 def test_a_view_given_as_an_object_must_be_the_applied_one(store: Store) -> None:
     other = FeatureView("profile", USER, [Field("age", "int64")])
-    with pytest.raises(IncompatibleSchema, match="differs from the applied one in fields"):
+    with pytest.raises(IncompatibleSchema, match="differs from that applied in fields"):
         store.push(other, profile(1, 1, 1.0))
     store.push(FeatureView("profile", USER, PROFILE.schema, description="same rows"), profile(1, 1, 1.0))
 
