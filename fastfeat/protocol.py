@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._core.codec import FRAME_SIZE_MAX, FrameSplitter, pack_frame
-from ._core.exchange import Inbox, PreparedPlan, reply_of
+from ._core.exchange import Inbox, PreparedPlan, receive_soon, reply_of
 from ._core.session import ServerSession
 from .dtypes import DType
 from .errors import LocalProtocolError, RemoteProtocolError
@@ -42,6 +42,7 @@ __all__ = [
     "columns_of",
     "join_columns",
     "matrix_of",
+    "receive_soon",
     "reply_of",
 ]
 

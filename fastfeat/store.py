@@ -75,6 +75,8 @@ class Store:
         self._definitions = Definitions({}, {}, {}, {})
         self._plans: dict[object, Plan] = {}
         self._lock = threading.Lock()  # of apply, close and the last created time; no reader takes it
+        # Pushes and deletes become visible in the order of their created times: what was known by K stays so.
+        self._order = threading.Lock()
         self._created_us = 0
 
     # --- definitions
@@ -168,17 +170,19 @@ class Store:
             raise DataError(
                 f"view {definition.name!r}: rows are a dict, a list of dicts or Arrow, not {type(rows).__name__}"
             )
-        created_us = self._next_created_us()
-        table.append_rows(rows, created_us)
+        with self._order:
+            created_us = self._next_created_us()
+            table.append_rows(rows, created_us)
         return created_us
 
     def _push_arrow(self, view: FeatureView, table: Table, rows: object) -> int:
         from .arrow import read_whole
 
-        created_us = self._next_created_us()
-        batch = read_whole(view, rows, created_us)
-        if batch is not None:
-            table.append_arrow(batch)
+        with self._order:
+            created_us = self._next_created_us()
+            batch = read_whole(view, rows, created_us)
+            if batch is not None:
+                table.append_arrow(batch)
         return created_us
 
     def delete(self, view: str | FeatureView, entity_rows: EntityRows) -> int:
@@ -187,8 +191,9 @@ class Store:
         entity_rows: a list of dicts of join keys, or a dict of columns. Unknown entities are remembered as deleted too.
         """
         _, table = self._view(view)
-        created_us = self._next_created_us()
-        table.delete(entity_rows, created_us)
+        with self._order:
+            created_us = self._next_created_us()
+            table.delete(entity_rows, created_us)
         return created_us
 
     def _next_created_us(self) -> int:

@@ -531,3 +531,15 @@ def test_a_raw_peer_and_a_client_share_the_server(running: Serving) -> None:
     with Raw(running.url) as raw, connect(running.url) as client:
         client.ping()
         assert raw.ask([0, 1, "PING", []]) == [1, 1, None, None]
+
+
+@pytest.mark.parametrize("spin_us", [0, 50, 10_000])
+def test_waiting_awake_or_asleep_gives_the_same_answer(running: Serving, spin_us: float) -> None:
+    with connect(running.url, spin_us=spin_us) as client:
+        got = client.get_feature_vector(NUMBERS, {"user_id": 7})
+        assert np.array_equal(got, expected(running, NUMBERS, [{"user_id": 7}])[0])
+
+
+def test_a_spin_out_of_range_is_refused() -> None:
+    with pytest.raises(DataError, match=r"spin_us=-1: give microseconds from 0"):
+        connect("fastfeat://127.0.0.1:1", spin_us=-1)

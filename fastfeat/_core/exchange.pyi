@@ -7,6 +7,8 @@ from typing_extensions import Buffer
 from ..dtypes import DType
 from ..errors import FastFeatError
 
+def receive_soon(socket: int, buffer: Buffer, patience_ns: int) -> int: ...
+
 class PreparedPlan:
     number: int
     key_names: tuple[str, ...]

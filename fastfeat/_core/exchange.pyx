@@ -17,6 +17,8 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
 
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
 from fastfeat._core.codec cimport (
     CODEC_TRUNCATED, CODEC_TYPE, FRAME_HEAD_SIZE, Reader, Writer, codec_raise, load_be, reader_array, reader_bin,
     reader_left, reader_length, reader_take_nil, reader_uint64, writer_array, writer_bin, writer_frame_begin,
@@ -28,6 +30,41 @@ from fastfeat._core.request cimport Request
 from fastfeat._core.codec import unpack
 from fastfeat.dtypes import DType
 from fastfeat.errors import LocalProtocolError, RemoteProtocolError, error_of
+
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+cdef extern from "<sys/socket.h>" nogil:
+    const int MSG_DONTWAIT
+    ssize_t recv(int socket, void* data, size_t size, int flags)
+
+
+cdef inline int64_t monotonic_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
+
+
+def receive_soon(int socket, buffer, int64_t patience_ns):
+    """Bytes that came within `patience_ns`, without sleeping; -1: none, or an error that a blocking receive will tell.
+
+    Waking a thread that sleeps on another core costs more than most answers take. Whoever else wants this core gets
+    it at each turn, and the GIL is free meanwhile.
+    """
+    cdef Py_buffer view
+    cdef ssize_t size
+    cdef int64_t deadline
+    PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
+    with nogil:
+        deadline = monotonic_ns() + patience_ns
+        while True:
+            size = recv(socket, view.buf, view.len, MSG_DONTWAIT)
+            if size >= 0 or monotonic_ns() >= deadline:
+                break
+            sched_yield()
+    PyBuffer_Release(&view)
+    return size
 
 
 cdef class PreparedPlan:

@@ -165,7 +165,7 @@ cdef class ServerSession:
             check(writer_nil(&self.out))
             writer_object(&self.out, result, DEPTH_MAX - 1)
             self.reply_end(frame_at)
-        except FastFeatError as error:
+        except Exception as error:            # whatever it is, half a frame must not stay before the next reply
             self.out.size = frame_at
             self.fail(request_id, error)
 
