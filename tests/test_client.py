@@ -537,7 +537,7 @@ def test_a_raw_peer_and_a_client_share_the_server(running: Serving) -> None:
 def test_waiting_awake_or_asleep_gives_the_same_answer(running: Serving, spin_us: float) -> None:
     with connect(running.url, spin_us=spin_us) as client:
         got = client.get_feature_vector(NUMBERS, {"user_id": 7})
-        assert np.array_equal(got, expected(running, NUMBERS, [{"user_id": 7}])[0])
+        assert got.tobytes() == expected(running, NUMBERS, [{"user_id": 7}])[0].tobytes()
 
 
 def test_a_spin_out_of_range_is_refused() -> None:
