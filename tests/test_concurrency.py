@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,6 +35,7 @@ LONG_PAST = FeatureView("all", USER, FIELDS)
 SHORT_PAST = FeatureView("short", USER, FIELDS, keep=3)
 LATEST = FeatureView("latest", USER, FIELDS, keep="latest")
 KEYS = 200
+SECONDS_MAX = 60.0  # more, that a slow machine gets to make its steps
 PAUSE_SECONDS = 1e-3  # after each step: a thread that never waits keeps the interpreter from the others
 KEYS_MAX = 40_000
 NUMBERS = ["version", *(f"check{i}" for i in range(CHECKS)), "vector"]
@@ -81,8 +83,8 @@ class Torture:
         self.late = 0
         self.keys = KEYS
 
-    def run(self, workers: list[Callable[[], Iterator[None]]], seconds: float) -> None:
-        """Each worker is a generator: one step, one yield."""
+    def run(self, workers: list[Callable[[], Iterator[None]]], seconds: float, steps_min: int = 0) -> None:
+        """Each worker is a generator: one step, one yield. Run for `seconds`, longer where writers took fewer steps."""
         threads = [threading.Thread(target=self._loop, args=(worker,)) for worker in workers]
         interval = sys.getswitchinterval()
         sys.setswitchinterval(5e-4)  # threads take turns inside each other's steps, not after them
@@ -90,6 +92,10 @@ class Torture:
             for thread in threads:
                 thread.start()
             self.is_over.wait(seconds)
+            deadline = time.monotonic() + SECONDS_MAX
+            while not self.is_over.wait(0.01):
+                if min(self.appended, self.late, self.keys - KEYS) >= steps_min or time.monotonic() > deadline:
+                    break
             self.is_over.set()
             for thread in threads:
                 thread.join()
@@ -227,14 +233,14 @@ def everything_at_once(seconds: float) -> Torture:
         lambda: torture.read_singles(LATEST),
         lambda: torture.read_texts(LONG_PAST, SHORT_PAST, LATEST),
     ]
-    torture.run(workers, seconds)
+    torture.run(workers, seconds, steps_min=25)
     return torture
 
 
 def test_readers_see_whole_rows_in_order_while_everything_changes() -> None:
     torture = everything_at_once(seconds=3.0)
     assert torture.reads > 1_000
-    assert min(torture.appended, torture.late, torture.keys - KEYS) > 20
+    assert min(torture.appended, torture.late, torture.keys - KEYS) >= 25
 
 
 @pytest.mark.long

@@ -349,7 +349,7 @@ cdef class RowReader:
         cdef uint64_t end = batch.heap_offsets[i + 1]
         if end - start + len(data) > heap_size_max:
             raise DataError(f"the row's variable values take over {heap_size_max} B; keep large objects elsewhere")
-        if end + len(data) > batch.heap_capacity:
+        if end + len(data) >= batch.heap_capacity:       # >=: memcpy of no bytes wants a heap, too
             batch.heap_capacity = 2 * batch.heap_capacity + len(data) + 4096
             batch.heap = <uint8_t*>allocated(realloc(batch.heap, batch.heap_capacity))
         memcpy(batch.heap + end, PyBytes_AS_STRING(data), len(data))
