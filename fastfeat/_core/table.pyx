@@ -211,8 +211,18 @@ cdef class Table:
                 self.apply(Delete(self, keys, created_us, 0, keys.count))
             except ArenaFull:
                 # In small parts, each living on what the one before gave back: forgetting must not need room.
-                for low in range(0, keys.count, DELETE_PART):
-                    self.apply(Delete(self, keys, created_us, low, min(low + DELETE_PART, keys.count)))
+                self.delete_in_parts(keys, created_us)
+
+    def delete_in_parts(self, Request keys, created_us):
+        """Delete part by part. Raises ArenaFull that says how far it came."""
+        for low in range(0, keys.count, DELETE_PART):
+            try:
+                self.apply(Delete(self, keys, created_us, low, min(low + DELETE_PART, keys.count)))
+            except ArenaFull:
+                raise ArenaFull(
+                    f"view {self.name!r}: the arena is full: {low} of {keys.count} entities are deleted, the rest are as"
+                    " they were; raise capacity_bytes and delete again"
+                ) from None
 
     def apply(self, change):
         """Prepare and publish; on a full arena wait for readers to leave, reclaim and try once more."""
