@@ -158,7 +158,8 @@ class Store:
     def push(self, view: str | FeatureView, rows: Any) -> int:
         """Add rows that became known now: a dict, a list of dicts, or Arrow; return their created time (us).
 
-        A row has every join key, every field (None for a null) and "event_timestamp". All become visible or none.
+        A row has every join key, every field (None for a null) and "event_timestamp". All become visible or,
+        on an error, none; a batch read at that very moment may see some entities before and others after it.
         Raises DataError that names row and field, and ArenaFull.
         """
         definition, table = self._view(view)

@@ -2,7 +2,8 @@
 
     RowBatch --group, prepare, publish (writer.pyx)--> shards --read (timeline.pyx)--> rows
 
-Promise:     a batch becomes visible whole or, on any error, not at all; other tables and readers go on meanwhile.
+Promise:     all of a batch becomes visible or, on any error, nothing; other tables and readers go on meanwhile. It is
+             published entity by entity: each entity's rows at once, and a batch read may see some entities before others.
 Concurrency: a lock admits one writing call per table at a time; inside it, threads may prepare disjoint ranges of
              shards. The GIL is released
              around the work. Readers take no lock.
@@ -220,8 +221,8 @@ cdef class Table:
                 self.apply(Delete(self, keys, created_us, low, min(low + DELETE_PART, keys.count)))
             except ArenaFull:
                 raise ArenaFull(
-                    f"view {self.name!r}: the arena is full: {low} of {keys.count} entities are deleted, the rest are as"
-                    " they were; raise capacity_bytes and delete again"
+                    f"view {self.name!r}: the arena is full: {low} of {keys.count} entities are deleted, the rest are"
+                    " as they were; raise capacity_bytes and delete again"
                 ) from None
 
     def apply(self, change):
