@@ -3,7 +3,7 @@
     RowBatch --group, prepare, publish (writer.pyx)--> shards --read (timeline.pyx)--> rows
 
 Promise:     all of a batch becomes visible or, on any error, nothing; other tables and readers go on meanwhile. It is
-             published entity by entity: each entity's rows at once, and a batch read may see some entities before others.
+             published entity by entity: each one's rows at once, and a batch read may see some entities before others.
 Concurrency: a lock admits one writing call per table at a time; inside it, threads may prepare disjoint ranges of
              shards. The GIL is released
              around the work. Readers take no lock.
