@@ -37,7 +37,7 @@ def measure(size: Size) -> Findings:
 
 
 def read_all(store: Any, entities: int) -> None:
-    """Read every entity once, untimed: under a hypervisor the first reads after a load cost many times the later ones."""
+    """Read every entity once, untimed: under a hypervisor the first reads after a load cost many times later ones."""
     for start in range(0, entities, WARM_BATCH):
         store.get_feature_vectors(data.SERVICE, {"user_id": np.arange(start, min(start + WARM_BATCH, entities))})
 
