@@ -18,14 +18,21 @@ if TYPE_CHECKING:
     from .errors import BeforeHistory as BeforeHistory
     from .errors import ConnectFailed as ConnectFailed
     from .errors import DataError as DataError
+    from .errors import DirectoryLocked as DirectoryLocked
     from .errors import Disconnected as Disconnected
+    from .errors import DiskFull as DiskFull
     from .errors import FastFeatError as FastFeatError
+    from .errors import HistoryCorrupt as HistoryCorrupt
     from .errors import IncompatibleSchema as IncompatibleSchema
     from .errors import LayoutMismatch as LayoutMismatch
     from .errors import LocalProtocolError as LocalProtocolError
+    from .errors import LogCorrupt as LogCorrupt
+    from .errors import LogFailed as LogFailed
     from .errors import ProtocolError as ProtocolError
+    from .errors import ReadOnly as ReadOnly
     from .errors import RemoteProtocolError as RemoteProtocolError
     from .errors import SchemaError as SchemaError
+    from .errors import SnapshotCorrupt as SnapshotCorrupt
     from .errors import StorageError as StorageError
     from .errors import Timeout as Timeout
     from .errors import TransportError as TransportError
@@ -53,14 +60,21 @@ PUBLIC = {
         "BeforeHistory",
         "ConnectFailed",
         "DataError",
+        "DirectoryLocked",
         "Disconnected",
+        "DiskFull",
         "FastFeatError",
+        "HistoryCorrupt",
         "IncompatibleSchema",
         "LayoutMismatch",
         "LocalProtocolError",
+        "LogCorrupt",
+        "LogFailed",
         "ProtocolError",
+        "ReadOnly",
         "RemoteProtocolError",
         "SchemaError",
+        "SnapshotCorrupt",
         "StorageError",
         "Timeout",
         "TransportError",

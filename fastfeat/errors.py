@@ -3,7 +3,8 @@
 FastFeatError
 +-- SchemaError (ValueError)   UnknownView, UnknownFeature, IncompatibleSchema
 +-- DataError (ValueError)
-+-- StorageError               ArenaFull, ArenaCorrupt, LayoutMismatch, BeforeHistory
++-- StorageError               ArenaFull, ArenaCorrupt, LayoutMismatch, BeforeHistory, DirectoryLocked, ReadOnly (DiskFull,
+|                              LogFailed), LogCorrupt, SnapshotCorrupt, HistoryCorrupt
 +-- ProtocolError              LocalProtocolError, RemoteProtocolError, UnknownPlan
 +-- TransportError             ConnectFailed, Timeout, Disconnected
 
@@ -61,6 +62,34 @@ class BeforeHistory(StorageError):
     """The answer needs rows that retention dropped and no history holds."""
 
 
+class DirectoryLocked(StorageError):
+    """Another process owns the store's directory."""
+
+
+class ReadOnly(StorageError):
+    """The store takes no writes: it was opened so, or its disk allows none. Reads go on."""
+
+
+class DiskFull(ReadOnly):
+    """No space for the log; the write changed nothing. Writes are taken again when there is space."""
+
+
+class LogFailed(ReadOnly):
+    """A sync of the log failed, so what the disk holds is unknown. No write is taken until the store is opened again."""
+
+
+class LogCorrupt(StorageError):
+    """The log is damaged below a point that was promised to be durable."""
+
+
+class SnapshotCorrupt(StorageError):
+    """A snapshot's bytes do not match its manifest."""
+
+
+class HistoryCorrupt(StorageError):
+    """A file of the history is missing or does not match its catalog."""
+
+
 class ProtocolError(FastFeatError):
     """Bytes or messages that break docs/PROTOCOL.md."""
 
@@ -106,9 +135,16 @@ CODE_OF: dict[type[FastFeatError], int] = {
     ArenaCorrupt: 32,
     LayoutMismatch: 33,
     BeforeHistory: 34,
+    DirectoryLocked: 35,
+    ReadOnly: 36,
+    DiskFull: 37,
+    LogFailed: 38,
+    LogCorrupt: 39,
     ProtocolError: 40,
     RemoteProtocolError: 41,
     UnknownPlan: 42,
+    SnapshotCorrupt: 50,
+    HistoryCorrupt: 51,
 }
 CLASS_OF: dict[int, type[FastFeatError]] = {code: cls for cls, code in CODE_OF.items()}
 
