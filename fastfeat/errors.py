@@ -3,8 +3,8 @@
 FastFeatError
 +-- SchemaError (ValueError)   UnknownView, UnknownFeature, IncompatibleSchema
 +-- DataError (ValueError)
-+-- StorageError               ArenaFull, ArenaCorrupt, LayoutMismatch, BeforeHistory, DirectoryLocked, ReadOnly (DiskFull,
-|                              LogFailed), LogCorrupt, SnapshotCorrupt, HistoryCorrupt
++-- StorageError               ArenaFull, ArenaCorrupt, LayoutMismatch, BeforeHistory, DirectoryLocked,
+|                              ReadOnly (DiskFull, LogFailed), LogCorrupt, SnapshotCorrupt, HistoryCorrupt
 +-- ProtocolError              LocalProtocolError, RemoteProtocolError, UnknownPlan
 +-- TransportError             ConnectFailed, Timeout, Disconnected
 
@@ -75,7 +75,7 @@ class DiskFull(ReadOnly):
 
 
 class LogFailed(ReadOnly):
-    """A sync of the log failed, so what the disk holds is unknown. No write is taken until the store is opened again."""
+    """A sync of the log failed: what the disk holds is unknown, and no write is taken until the store is opened again."""
 
 
 class LogCorrupt(StorageError):
