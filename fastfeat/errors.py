@@ -75,7 +75,7 @@ class DiskFull(ReadOnly):
 
 
 class LogFailed(ReadOnly):
-    """A sync of the log failed: what the disk holds is unknown, and no write is taken until the store is opened again."""
+    """A sync of the log failed: what the disk holds is unknown; no write is taken until the store is opened again."""
 
 
 class LogCorrupt(StorageError):
