@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from fastfeat import ArenaFull, BeforeHistory, Entity, FeatureView, Field, Store
+from fastfeat import ArenaFull, BeforeHistory, Entity, FeatureView, Field, Status, Store
 
 from .strategies import START_US, row_dicts, row_table
 
@@ -115,3 +116,21 @@ def test_one_row_too_large_for_the_arena_is_refused(store: Store) -> None:
     assert store.info()["views"]["v"]["rows"] == 0
     assert isinstance(store.push("v", row_dicts(VIEW, rows_of([1], 1))), int)
     assert isinstance(store.get_online_features(["v:x"], [{"user_id": 1}]).to_arrow(), pa.Table)
+
+
+def test_a_delete_that_runs_out_of_room_says_how_many_it_deleted(store: Store) -> None:
+    """Entities nobody knew need a tombstone each: so many do not fit, and those before the limit stay deleted."""
+    store.push("v", row_table(VIEW, rows_of(range(KEYS_MAX, KEYS_MAX + 10), 0)))
+    keys = np.arange(40_000) * 2 + KEYS_MAX
+    with pytest.raises(ArenaFull, match=r"view 'v': .* entities are deleted, the rest are as they were") as refusal:
+        store.delete("v", {"user_id": keys})
+    told = re.search(r" (\d+) of 40000 entities are deleted", str(refusal.value))
+    assert told
+    assert 0 < int(told[1]) < len(keys)
+    statuses = store.get_online_features(["v:x"], {"user_id": keys}).statuses["v"]
+    assert (statuses[: int(told[1])] == Status.DELETED).all()
+    assert (statuses[int(told[1]) :] == Status.NOT_FOUND).all()
+    with pytest.raises(ArenaFull, match=r": 0 of 640 entities are deleted"):
+        store.delete("v", {"user_id": keys[-640:]})
+    others = store.get_online_features(["v:x"], {"user_id": np.arange(KEYS_MAX + 1, KEYS_MAX + 10, 2)}).statuses["v"]
+    assert (others == Status.PRESENT).all()
