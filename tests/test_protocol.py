@@ -260,6 +260,27 @@ def test_a_reply_too_long_for_the_peer_becomes_an_error(half: Half) -> None:
     assert "ask for fewer" in reply[2][1]
 
 
+class Unpackable:
+    """A value that begins like an array and then fails as no error of ours."""
+
+    def tolist(self) -> list[Any]:
+        raise ZeroDivisionError("while packing")
+
+
+def test_a_reply_that_cannot_be_packed_leaves_no_half_frame(half: Half) -> None:
+    """Whoever answers later, outside the order of the stream, has nobody to take half a frame back for him."""
+    session = half.session
+    session.reply(1, "before")
+    session.reply(2, ["begun", {"deep": [Unpackable()]}])
+    session.reply(3, {"not a str": {1: 2}})
+    session.reply(4, "after")
+    replies = payloads(session.take())
+    assert [reply[1] for reply in replies] == [1, 2, 3, 4]
+    assert [reply[3] for reply in replies] == ["before", None, None, "after"]
+    assert replies[1][2] == [1, "internal error: ZeroDivisionError: while packing"]
+    assert payloads(session.receive(frame([0, 5, "ECHO", 5]))) == [[1, 5, None, 5]]
+
+
 def test_a_failed_get_leaves_no_bytes_of_its_answer(half: Half) -> None:
     replies = payloads(
         half.session.receive(frame([0, 1, "GET", [0, [[7], [8]], 2]]) + frame([0, 2, "GET", [0, [[7]], 2]]))
