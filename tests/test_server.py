@@ -21,6 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fastfeat_server import Config
+from fastfeat_server.loading import QUEUED_CHUNKS_MAX, READ_SIZE
+from fastfeat_server.pause import Pause
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -412,14 +414,19 @@ def test_a_stop_answers_what_is_under_way_and_accepts_nobody() -> None:
 
 
 def test_a_stop_does_not_wait_for_a_load_that_it_ended() -> None:
+    """It fails inside its first chunk, so four still wait: the load holds the connection until its very end."""
     store = TableStore()
+    chunks = ipc_chunks(pa.Table.from_pylist([user(i, name="x" * 1000) for i in range(6000)]), READ_SIZE + (1 << 18))
+    assert len(chunks) == 1 + QUEUED_CHUNKS_MAX
     with serving(store, drain_seconds=20) as server, Raw(server.url) as raw:
         store.load_gate.clear()
         raw.ask([0, 1, "LOAD", ["begin", "user", {"event_time": "event_timestamp"}]])
-        raw.send(*([0, 2 + i, "LOAD", ["chunk", 1, chunk]] for i, chunk in enumerate(ipc_chunks(users(1000), 2048))))
-        server.until(lambda: any(c.session.is_paused for c in server.server.connections))
+        raw.send(*([0, 2 + i, "LOAD", ["chunk", 1, chunk]] for i, chunk in enumerate(chunks)))
+        (connection,) = server.call(lambda: list(server.server.connections))
+        server.until(lambda: connection._pause is Pause.LOADING)
         stopping = threading.Thread(target=server.stop)
         stopping.start()
+        server.until(lambda: connection._pause == Pause.LOADING | Pause.STOPPING)
         store.load_gate.set()
         stopping.join(10)
         assert not stopping.is_alive()
