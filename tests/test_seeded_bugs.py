@@ -15,11 +15,18 @@ import pytest
 from fastfeat._core.layout import IS_DEBUG
 
 ROOT = Path(__file__).parent.parent
+BUGS = [
+    "reclaim_ignores_pins",
+    "retired_an_epoch_early",
+    "count_before_row",
+    "slot_before_rows",
+    "late_row_appended",
+]
 TORTURE = "from tests.test_concurrency import everything_at_once; everything_at_once(seconds=60.0)"
 
 
 @pytest.mark.skipif(not IS_DEBUG, reason="a release build has no seeded bugs: run `make debug-test`")
-@pytest.mark.parametrize("bug", ["reclaim_ignores_pins", "count_before_row"])
+@pytest.mark.parametrize("bug", BUGS)
 def test_the_torture_catches(bug: str) -> None:
     environment = {**os.environ, "FASTFEAT_SEEDED_BUG": bug}
     run = subprocess.run(

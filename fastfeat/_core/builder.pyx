@@ -15,6 +15,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 from .arena cimport heap_alloc, heap_free
+from .atomics cimport atomic_store_u64, ff_seeded_bug
 from .columns cimport batch_encode, batch_heap_size, batch_heap_write
 from .layout cimport BlockHeader
 from .status cimport ARENA_FULL, NO_MEMORY, OK, Status
@@ -129,6 +130,8 @@ cdef Status block_build(
     if entity.key_size & 7:
         memset(block_key(block) + (entity.key_size & ~7), 0, 8)
     memcpy(block_key(block), entity.key, entity.key_size)
+    if ff_seeded_bug("slot_before_rows") and at == &entity.pending.block_at:
+        atomic_store_u64(&entity.pending.slot.block_at, at[0])
     for i in range(count):
         status = block_place(entity, block, i, &refs[i])
         if status != OK:

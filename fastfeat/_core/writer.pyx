@@ -18,7 +18,7 @@ from libc.stdlib cimport calloc, free, malloc, qsort
 from libc.string cimport memcmp, memmove, memset
 
 from .arena cimport epoch_advance, epoch_oldest_pin, extent_free, heap_free
-from .atomics cimport atomic_store_u32, atomic_store_u64, prefetch
+from .atomics cimport atomic_store_u32, atomic_store_u64, ff_seeded_bug, prefetch
 from .builder cimport Entity, Pending, Piece, Retired, RowRef, ref_compare, vector_add, vector_clear
 from .columns cimport batch_encode, key_at, key_size
 from .entity cimport entity_begin, entity_delete, entity_prepare
@@ -326,7 +326,7 @@ cdef void shards_commit(
         view.shards[shard].rows += writer.rows_delta
         view.shards[shard].entities += writer.entities_delta
         view.shards[shard].live += writer.live_delta
-    epoch = epoch_advance(&view.arena)
+    epoch = epoch_advance(&view.arena) - ff_seeded_bug("retired_an_epoch_early")
     for shard in range(shard_low, shard_high):
         writer = &writers[shard]
         for i in range(writer.replaced.count):
