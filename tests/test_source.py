@@ -34,8 +34,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "history": TYPES | {"places"},
     "commits": TYPES | {"_core", "log"},
     "receipts": TYPES | {"schema"},
-    "durable": TYPES | {"schema", "_core", "arrow", "files", "places", "log", "snapshot", "history", "commits"},
-    "past": TYPES | {"schema", "_core", "arrow", "history", "durable"},
+    "durable": TYPES | {"schema", "_core", "arrow", "files", "places", "log", "snapshot", "history", "commits", "rows"},
+    "past": TYPES | {"schema", "_core", "arrow", "history", "durable", "rows"},
+    "rows": TYPES | {"schema", "result", "_core"},
     "store": TYPES
     | {"schema", "_core", "times", "arrow", "result", "report", "files", "commits", "durable", "past", "receipts"},
     "inspection": TYPES | {"schema", "files", "places", "log", "snapshot", "history", "durable"},
@@ -61,13 +62,13 @@ PROTOCOL_MAY_IMPORT_OF_CORE = {"codec", "session", "exchange"}
 CORE_ORDER = (
     {"checks", "atomics", "status", "layout"},
     {"arena", "columns", "codec"},
-    {"index", "values"},
+    {"index", "values", "records"},
     {"timeline", "request"},
     {"builder", "cells", "windows"},
     {"entity"},
     {"writer"},
     {"table"},
-    {"plan"},
+    {"plan", "exports"},
     {"session", "exchange"},
 )
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "base", "tools"}

@@ -64,10 +64,10 @@ cdef class Arena:
 
     `used` counts the bytes handed out, the header included. Raises DataError for a capacity below 1 MiB and
     StorageError
-    where the mapping is refused.
+    where the mapping is refused. seed: 16 bytes of the hash's key, as `seed` of another arena gave them; else random.
     """
 
-    def __cinit__(self, capacity_bytes):
+    def __cinit__(self, capacity_bytes, bytes seed=None):
         if isinstance(capacity_bytes, bool) or not isinstance(capacity_bytes, int):
             raise DataError(f"capacity_bytes must be an int, not {type(capacity_bytes).__name__}")
         if not CAPACITY_MIN <= capacity_bytes < 1 << 46:
@@ -84,7 +84,9 @@ cdef class Arena:
         self.view.base = <uint8_t*>base
         self.view.header = <ArenaHeader*>base
         cdef ArenaHeader* header = self.view.header
-        cdef bytes seed = os.urandom(16)
+        seed = os.urandom(16) if seed is None else seed
+        if len(seed) != 16:
+            raise DataError(f"an arena's seed has 16 bytes, not {len(seed)}")
         memcpy(header.seed, <const char*>seed, 16)
         header.magic = MAGIC
         header.layout_version = LAYOUT_VERSION
@@ -99,6 +101,11 @@ cdef class Arena:
     def __dealloc__(self):
         if self.view.base != NULL:
             munmap(self.view.base, self.capacity)
+
+    @property
+    def seed(self):
+        """The key of the hash, 16 bytes: whoever knows it can make keys collide."""
+        return (<const char*>self.view.header.seed)[:16]
 
     @property
     def used(self):

@@ -48,6 +48,7 @@ cdef class RowLayout:
     cdef uint8_t* key_kinds
     cdef uint32_t keys_count
     cdef bint key_is_u64          # one integer join key: its 8 bytes are the key
+    cdef readonly uint32_t fingerprint    # of keys, fields and their places: equal where row images are alike
     cdef place_cells(self, nullable)
 
 
@@ -92,7 +93,8 @@ cdef struct BatchView:
     int64_t count
     const int64_t* event_times
     const int64_t* created_times
-    uint64_t sequence             # of row 0
+    uint64_t sequence             # of row 0, the others follow
+    const uint64_t* sequences     # of each row, NULL: they follow row 0's
     KeyView keys
     const FieldView* fields
     uint32_t fields_count
@@ -107,7 +109,7 @@ cdef struct BatchView:
 cdef class RowBatch:
     cdef BatchView view
     cdef RowLayout layout
-    cdef object source            # keeps the Arrow array alive
+    cdef object source            # keeps alive what is borrowed: an Arrow array, a record's bytes
     cdef int64_t* event_times
     cdef int64_t* created_times
     cdef uint8_t* key_data
@@ -117,6 +119,7 @@ cdef class RowBatch:
     cdef uint64_t heap_capacity
     cdef uint64_t* heap_offsets
     cdef ArrowColumn* columns
+    cdef uint64_t* sequences
 
 
 # Encode rows [low, high) at `images`, a row_stride apart; variable cells are left zero.
@@ -126,7 +129,12 @@ cdef void batch_heap_write(const BatchView* batch, int64_t i, uint8_t* heap, uin
 
 cdef RowBatch batch_new(RowLayout layout, int64_t count)
 cdef RowBatch batch_from_arrow(RowLayout layout, object source)
+cdef RowBatch batch_imaged(RowBatch batch)
+cdef void batch_point(RowBatch batch)
 cdef void* allocated(void* memory) except NULL
+
+cdef inline uint64_t batch_sequence(const BatchView* batch, int64_t i) noexcept nogil:
+    return batch.sequence + <uint64_t>i if batch.sequences == NULL else batch.sequences[i]
 
 # --- values on their way out ------------------------------------------------------------------------------------------
 

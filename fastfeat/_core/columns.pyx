@@ -10,7 +10,7 @@
 
 A RowBatch holds rows that passed every check, either as an Arrow struct array borrowed through the C data interface
 (bulk loads: nothing is copied until a row reaches its place in the arena) or as row images (values.pyx: rows of Python
-values).
+values; records.pyx: rows of a log).
 
 Invariant:  a cell under a null bit is zero, so equal rows are equal bytes.
 Ownership:  a RowBatch keeps the Arrow array alive; the arena copies.
@@ -23,6 +23,8 @@ from libc.stdint cimport UINT32_MAX, int8_t, int16_t, int32_t, int64_t, uint8_t,
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+import zlib
+
 from ..dtypes import SCALAR_WIDTH, DType
 from ..errors import DataError
 
@@ -34,6 +36,7 @@ cdef uint64_t heap_size_max = HEAP_SIZE_MAX
 
 cdef enum:
     CELL_SIZE = 8
+    IMAGED_ROWS = 128             # encoded column by column while their images stay in the first cache
 
 
 # --- layout ----------------------------------------------------------------------------------------------------------
@@ -87,6 +90,8 @@ cdef class RowLayout:
             field.offset = at
             at += field.width
         self.row_stride = aligned(at, 8)
+        places = [(n, str(d), self.fields[i].offset) for i, (n, d) in enumerate(zip(self.names, self.dtypes))]
+        self.fingerprint = zlib.crc32(repr((self.key_names, self.key_types, places, self.row_stride)).encode())
 
     def __dealloc__(self):
         free(self.fields)
@@ -107,6 +112,38 @@ cdef class RowBatch:
         free(self.heap)
         free(self.heap_offsets)
         free(self.columns)
+        free(self.sequences)
+
+    def __len__(self):
+        return self.view.count
+
+    @property
+    def view_name(self):
+        return self.layout.view
+
+    @property
+    def created_max(self):
+        """The greatest created time, int us. The batch has rows."""
+        cdef int64_t most = self.view.created_times[0]
+        cdef int64_t i
+        for i in range(1, self.view.count):
+            most = max(most, self.view.created_times[i])
+        return most
+
+    def set_created(self, const int64_t[::1] created_us):
+        """Give each row of a batch of Python rows its own created time."""
+        if self.created_times == NULL or created_us.shape[0] != self.view.count:
+            raise DataError(f"{created_us.shape[0]} created times for {self.view.count} rows")
+        memcpy(self.created_times, &created_us[0], self.view.count * 8)
+
+    def set_sequences(self, const uint64_t[::1] sequences):
+        """Give each row the sequence it had elsewhere; without, rows follow the sequence that they are written at."""
+        if sequences.shape[0] != self.view.count:
+            raise DataError(f"{sequences.shape[0]} sequences for {self.view.count} rows")
+        if self.view.count:
+            self.sequences = <uint64_t*>allocated(malloc(self.view.count * 8))
+            memcpy(self.sequences, &sequences[0], self.view.count * 8)
+            self.view.sequences = self.sequences
 
 
 cdef RowBatch batch_new(RowLayout layout, int64_t count):
@@ -446,6 +483,60 @@ cdef void batch_heap_write(const BatchView* batch, int64_t i, uint8_t* heap, uin
             if size > 0:
                 arrow_cell_write(&batch.fields[f], &batch.columns[f], i, heap + at, size)
             at += <uint32_t>size
+
+
+# --- the image form -------------------------------------------------------------------------------------------------
+
+cdef RowBatch batch_imaged(RowBatch batch):
+    """The same rows in memory of their own, as row images; the batch itself where it is so already."""
+    cdef int64_t count = batch.view.count
+    cdef int64_t i
+    cdef uint64_t size = 0
+    cdef uint64_t key_size = 8 * count
+    cdef RowBatch out
+    if batch.view.columns == NULL:
+        return batch
+    out = batch_new(batch.layout, count)
+    out.event_times = <int64_t*>copied(batch.view.event_times, 8 * count)
+    out.created_times = <int64_t*>copied(batch.view.created_times, 8 * count)
+    if batch.view.keys.offsets != NULL:
+        out.key_offsets = <uint32_t*>copied(batch.view.keys.offsets, 4 * (count + 1))
+        key_size = batch.view.keys.offsets[count]
+    out.key_data = <uint8_t*>copied(batch.view.keys.data, key_size)
+    out.images = <uint8_t*>allocated(malloc(count * out.view.row_stride + 1))
+    if batch.layout.heap_offset:
+        out.heap_offsets = <uint64_t*>allocated(malloc(8 * (count + 1)))
+        out.heap_offsets[0] = 0
+    with nogil:
+        for i in range(0, count, 128):    # IMAGED_ROWS
+            batch_encode(&batch.view, i, min(i + IMAGED_ROWS, count), out.images + i * out.view.row_stride)
+        if batch.layout.heap_offset:
+            for i in range(count):
+                size += batch_heap_size(&batch.view, i)
+                out.heap_offsets[i + 1] = size
+    if batch.layout.heap_offset:
+        out.heap = <uint8_t*>allocated(malloc(size + 1))
+        with nogil:
+            for i in range(count):
+                batch_heap_write(&batch.view, i, out.heap + out.heap_offsets[i], out.images + i * out.view.row_stride)
+    batch_point(out)
+    return out
+
+
+cdef void* copied(const void* data, uint64_t size) except NULL:
+    return memcpy(allocated(malloc(size + 1)), data, size)
+
+
+cdef void batch_point(RowBatch batch):
+    """Let the view see the batch's own memory."""
+    batch.view.event_times = batch.event_times
+    batch.view.created_times = batch.created_times
+    batch.view.images = batch.images
+    batch.view.heap = batch.heap
+    batch.view.heap_offsets = batch.heap_offsets
+    batch.view.keys.count = batch.view.count
+    batch.view.keys.data = batch.key_data
+    batch.view.keys.offsets = batch.key_offsets
 
 
 # --- out -------------------------------------------------------------------------------------------------------------

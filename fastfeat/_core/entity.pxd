@@ -7,3 +7,4 @@ from .status cimport Status
 cdef void entity_begin(Entity* entity) noexcept nogil
 cdef Status entity_prepare(Entity* entity, RowRef* fresh, uint32_t count) noexcept nogil
 cdef Status entity_delete(Entity* entity, int64_t deleted_us) noexcept nogil
+cdef Status entity_remember(Entity* entity, const int64_t* given) noexcept nogil

@@ -509,3 +509,21 @@ cdef Status entity_delete(Entity* entity, int64_t deleted_us) noexcept nogil:
         entity.writer.live_delta -= 1
     entity.first_changed = entity.next.directory_first
     return entity_finish(entity, <RowRef*>entity.writer.refs.data, <uint32_t>entity.writer.refs.count)
+
+
+# --- what an entity remembers ----------------------------------------------------------------------------------------
+
+cdef Status entity_remember(Entity* entity, const int64_t* given) noexcept nogil:
+    """Prepare a head that also remembers `given` (see Table.prepare_heads), as another table's head did."""
+    cdef TimelineHead* next = &entity.next
+    next.deleted_us = max(next.deleted_us, given[0])
+    if given[1]:
+        drop_note(entity, given[2], given[3])
+        next.dropped_max_created = max(next.dropped_max_created, given[4])
+        if row_order(next.dropped_last_event, next.dropped_last_created, given[5], given[6]) < 0:
+            next.dropped_last_event = given[5]
+            next.dropped_last_created = given[6]
+    if entity.tail == NULL:
+        entity.writer.entities_delta += 1
+        return entity_finish(entity, NULL, 0)
+    return entity_finish_head(entity)

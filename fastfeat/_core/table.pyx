@@ -25,16 +25,17 @@ from concurrent.futures import ThreadPoolExecutor
 from ..errors import ArenaFull, DataError
 from .arena cimport Arena, extent_alloc, extent_free
 from .builder cimport ShardWriter, writer_free_memory
-from .columns cimport KeyView, RowBatch, RowLayout, batch_from_arrow
+from .columns cimport KeyView, RowBatch, RowLayout, batch_from_arrow, batch_imaged
 from .index cimport SLOTS_BITS_MIN, slots_alloc, slots_size
 from .layout cimport SHARDS_MAX, STAMP_SIZE, ShardHeader, TableHeader
+from .records cimport batch_from_bytes, batch_parts
 from .request cimport Request
 from .status cimport ARENA_FULL, NO_MEMORY, OK, Status, raise_for
 from .timeline cimport keys_hash
 from .values cimport batch_from_rows
 from .writer cimport (
     STAGED_ROWS, Grouping, grouping_free, grouping_make, shards_abort, shards_commit, shards_prepare,
-    shards_prepare_delete, shards_reclaim,
+    shards_prepare_delete, shards_prepare_heads, shards_reclaim,
 )
 
 cdef enum:
@@ -71,6 +72,13 @@ cdef uint32_t shard_bits_for(uint64_t capacity):
     if capacity >= 256 << 20:
         return 6
     return 4 if capacity >= 32 << 20 else 2 if capacity >= 4 << 20 else 0
+
+
+cdef int check_count(RowBatch batch) except -1:
+    cdef int64_t count = batch.view.count
+    if count > 0x7FFFFFFF:
+        raise DataError(f"view {batch.layout.view!r}: a batch of {count} rows, at most 2**31 - 1; split it")
+    return 0
 
 
 @cython.no_gc_clear           # __dealloc__ needs the arena, also when a cycle is collected
@@ -190,13 +198,74 @@ cdef class Table:
     cdef int append(self, RowBatch batch, uint32_t threads) except -1:
         if batch.view.count == 0:
             return 0
-        if batch.view.count > 0x7FFFFFFF:
-            raise DataError(f"view {self.name!r}: a batch of {batch.view.count} rows, at most 2**31 - 1; split it")
+        check_count(batch)
         with self.lock:
             batch.view.sequence = self.sequence
             self.apply(Append(self, batch, threads))
             self.sequence += batch.view.count
         return 0
+
+    # --- writing in steps, for whoever logs between preparing and publishing
+
+    def rows_batch(self, rows, created_us):
+        """Check and encode rows of Python values. Raises DataError that names row and field."""
+        return batch_from_rows(self.layout, rows, created_us)
+
+    def arrow_batch(self, batch):
+        """Check a normalized record batch (see append_arrow) and encode its rows as a log keeps them."""
+        return batch_imaged(batch_from_arrow(self.layout, batch))
+
+    def borrowed_batch(self, batch):
+        """Check a normalized record batch (see append_arrow) and borrow its memory."""
+        return batch_from_arrow(self.layout, batch)
+
+    def bytes_batch(self, data):
+        """The rows of a record (bytes-like) that `record` made. Raises LayoutMismatch, LogCorrupt."""
+        return batch_from_bytes(self.layout, data)
+
+    def record(self, RowBatch batch, sequence):
+        """The bytes, in parts, that a log keeps of these rows; valid while the batch lives."""
+        return batch_parts(batch, sequence)
+
+    def prepare(self, RowBatch batch, sequence=None, threads=1):
+        """Prepare rows aside: nobody sees them until the change's commit(); abort() gives everything back.
+
+        sequence: of row 0, greater than that of any row before; None: the batch's own. The table takes no other write
+        until then. Raises ArenaFull, with nothing changed.
+        """
+        check_count(batch)
+        if sequence is not None:
+            batch.view.sequence = sequence
+        self.lock.acquire()
+        return self.prepared(lambda: Append(self, batch, threads))
+
+    def prepare_delete(self, entity_rows, created_us, low=0, high=None):
+        """Prepare the delete of entities [low, high) of those named, as `prepare` does rows."""
+        cdef Request keys = Request(self.layout.key_names, self.layout.key_types)
+        keys.set_rows(entity_rows)
+        self.lock.acquire()
+        return self.prepared(lambda: Delete(self, keys, created_us, low, keys.count if high is None else high))
+
+    def prepare_heads(self, entity_rows, heads):
+        """Prepare what entities remember of rows that are gone.
+
+        heads: int64 [n, 7]: deleted_us (-2**63: never), has_dropped (0 or 1), then the least event and created time,
+        the greatest created time, and the last row's event and created time of the dropped rows.
+        """
+        cdef Request keys = Request(self.layout.key_names, self.layout.key_types)
+        keys.set_rows(entity_rows)
+        self.lock.acquire()
+        return self.prepared(lambda: Heads(self, keys, heads))
+
+    def prepared(self, make):
+        """The change that `make` makes, prepared; the lock, which is held, is let go of on an error."""
+        try:
+            change = make()
+            self.make_ready(change)
+            return change
+        except BaseException:
+            self.lock.release()
+            raise
 
     def delete(self, entity_rows, created_us):
         """Delete entities: every row created before `created_us` leaves every answer at once.
@@ -226,13 +295,21 @@ cdef class Table:
                 ) from None
 
     def apply(self, change):
-        """Prepare and publish; on a full arena wait for readers to leave, reclaim and try once more."""
+        """Prepare and publish."""
+        self.make_ready(change)
+        self.publish()
+
+    def make_ready(self, change):
+        """Prepare; on a full arena wait for readers to leave, reclaim and try once more."""
         cdef Status status = change.prepare()
         if status == ARENA_FULL and self.reclaim_waiting():
             status = change.prepare()
         if status != OK:
             self.reclaim()
             raise_for(status, self.full_message() if status == ARENA_FULL else f"view {self.name!r}: no memory")
+
+    def publish(self):
+        """Make what was prepared visible. Can't fail."""
         with nogil:
             shards_commit(&self.view, self.writers, 0, <uint32_t>1 << self.view.shard_bits)
         self.reclaim()
@@ -269,6 +346,18 @@ cdef class Change:
     def __dealloc__(self):
         free(self.hashes)
         grouping_free(&self.group)
+
+    def commit(self):
+        """Publish what Table.prepare prepared. Can't fail."""
+        self.table.publish()
+        self.table.lock.release()
+
+    def abort(self):
+        """Give back what Table.prepare prepared: nobody saw anything."""
+        with nogil:
+            shards_abort(&self.table.view, self.table.writers, 0, <uint32_t>1 << self.table.view.shard_bits)
+        self.table.reclaim()
+        self.table.lock.release()
 
     cdef int make(self, Table table, const KeyView* keys) except -1:
         cdef Status status
@@ -333,6 +422,21 @@ cdef class Append(Change):
         return status
 
 
+cdef int request_keys(Request request, int64_t low, int64_t high, KeyView* keys) except -1:
+    """Keys [low, high) of a request for one table; valid until the request changes."""
+    cdef int32_t columns[8]       # schema.JOIN_KEYS_MAX
+    cdef int32_t i
+    for i in range(request.columns_count):
+        columns[i] = i
+    request.keys(0, columns, request.columns_count, keys)
+    keys.count = high - low
+    if keys.offsets == NULL:
+        keys.data += 8 * low
+    else:
+        keys.offsets += low
+    return 0
+
+
 cdef class Delete(Change):
     """Entities on their way out."""
 
@@ -341,18 +445,9 @@ cdef class Delete(Change):
     cdef int64_t deleted_us
 
     def __cinit__(self, Table table, Request request, int64_t deleted_us, int64_t low, int64_t high):
-        cdef int32_t columns[8]   # schema.JOIN_KEYS_MAX
-        cdef int32_t i
-        for i in range(request.columns_count):
-            columns[i] = i
         self.request = request
         self.deleted_us = deleted_us
-        request.keys(0, columns, request.columns_count, &self.keys)
-        self.keys.count = high - low
-        if self.keys.offsets == NULL:
-            self.keys.data += 8 * low
-        else:
-            self.keys.offsets += low
+        request_keys(request, low, high, &self.keys)
         self.make(table, &self.keys)
 
     def prepare(self):
@@ -361,6 +456,35 @@ cdef class Delete(Change):
         with nogil:
             status = shards_prepare_delete(
                 &self.table.view, self.table.writers, &self.keys, &self.group, self.hashes, self.deleted_us
+            )
+            if status != OK:
+                shards_abort(&self.table.view, self.table.writers, 0, <uint32_t>1 << self.table.view.shard_bits)
+        return status
+
+
+cdef class Heads(Change):
+    """What entities remember of rows that are gone, on its way back in."""
+
+    cdef KeyView keys
+    cdef Request request          # owns the keys' bytes
+    cdef const int64_t[:, ::1] given
+
+    def __cinit__(self, Table table, Request request, const int64_t[:, ::1] given):
+        if given.shape[0] != request.count or given.shape[1] != 7:
+            shape = (given.shape[0], given.shape[1])
+            raise DataError(f"view {table.name!r}: heads of shape {shape} for {request.count} entities")
+        self.request = request
+        self.given = given
+        request_keys(request, 0, request.count, &self.keys)
+        self.make(table, &self.keys)
+
+    def prepare(self):
+        """The status of preparing every entity; what failed is given back."""
+        cdef Status status = OK
+        cdef const int64_t* given = &self.given[0, 0] if self.keys.count else NULL
+        with nogil:
+            status = shards_prepare_heads(
+                &self.table.view, self.table.writers, &self.keys, &self.group, self.hashes, given
             )
             if status != OK:
                 shards_abort(&self.table.view, self.table.writers, 0, <uint32_t>1 << self.table.view.shard_bits)

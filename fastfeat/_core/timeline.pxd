@@ -67,6 +67,11 @@ cdef void keys_hash(
     const TableView* view, const KeyView* keys, int64_t low, int64_t high, uint64_t* hashes
 ) noexcept nogil
 
+# An entity's tail block, NULL where there is none. The caller holds a pin.
+cdef BlockHeader* timeline_block(
+    const TableView* view, uint64_t hash, const uint8_t* key, uint16_t size
+) noexcept nogil
+
 # The kernel of every read: rows [low, high) of `keys` at (T, K). `rows[i]` is NULL unless PRESENT. The caller holds a
 # pin.
 cdef void timelines_as_of(

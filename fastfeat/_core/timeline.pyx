@@ -173,6 +173,12 @@ cdef inline BlockHeader* timeline_find(
         at += 1
 
 
+cdef BlockHeader* timeline_block(
+    const TableView* view, uint64_t hash, const uint8_t* key, uint16_t size,
+) noexcept nogil:
+    return timeline_find(view, hash, key, size)
+
+
 cdef void timelines_as_of(
     const TableView* view, const KeyView* keys, const uint64_t* hashes, int64_t low, int64_t high,
     int64_t event_us, int64_t known_us, const uint8_t** rows, uint8_t* statuses, int64_t* event_times,

@@ -23,7 +23,7 @@ from operator import index as as_index
 from ..errors import DataError
 from .columns cimport (
     BOOL, BYTES, FLOAT32, FLOAT64, INT64, LIST, STRING, TIMESTAMP, UINT64, VECTOR, Cell, FieldView, RowBatch, RowLayout,
-    allocated, batch_new,
+    allocated, batch_new, batch_point,
 )
 from .columns import HEAP_SIZE_MAX, KEY_SIZE_MAX
 
@@ -241,14 +241,7 @@ cdef RowBatch batch_from_rows(RowLayout layout, object rows, int64_t created_us)
         reader.read(batch, i, rows[i], keys)
     if not layout.key_is_u64:
         set_keys(batch, keys)
-    batch.view.event_times = batch.event_times
-    batch.view.created_times = batch.created_times
-    batch.view.images = batch.images
-    batch.view.heap = batch.heap
-    batch.view.heap_offsets = batch.heap_offsets
-    batch.view.keys.count = count
-    batch.view.keys.data = batch.key_data
-    batch.view.keys.offsets = batch.key_offsets
+    batch_point(batch)
     return batch
 
 

@@ -31,6 +31,10 @@ cdef Status shards_prepare_delete(
     const TableView* view, ShardWriter* writers, const KeyView* keys, const Grouping* group, const uint64_t* hashes,
     int64_t deleted_us,
 ) noexcept nogil
+cdef Status shards_prepare_heads(
+    const TableView* view, ShardWriter* writers, const KeyView* keys, const Grouping* group, const uint64_t* hashes,
+    const int64_t* given,
+) noexcept nogil
 cdef void shards_commit(
     const TableView* view, ShardWriter* writers, uint32_t shard_low, uint32_t shard_high
 ) noexcept nogil

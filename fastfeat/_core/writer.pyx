@@ -20,8 +20,8 @@ from libc.string cimport memcmp, memmove, memset
 from .arena cimport epoch_advance, epoch_oldest_pin, extent_free, heap_free
 from .atomics cimport atomic_store_u32, atomic_store_u64, ff_seeded_bug, prefetch
 from .builder cimport Entity, Pending, Piece, Retired, RowRef, ref_compare, vector_add, vector_clear
-from .columns cimport batch_encode, key_at, key_size
-from .entity cimport entity_begin, entity_delete, entity_prepare
+from .columns cimport batch_encode, batch_sequence, key_at, key_size
+from .entity cimport entity_begin, entity_delete, entity_prepare, entity_remember
 from .index cimport slot_find, slots_alloc, slots_mask, slots_of, slots_rehash, slots_size
 from .layout cimport BlockHeader, Slot
 from .status cimport ARENA_FULL, NO_MEMORY, OK
@@ -184,7 +184,7 @@ cdef Status group_prepare(
     for j in range(count):
         refs[j].event_time = entity.batch.event_times[row]
         refs[j].created_time = entity.batch.created_times[row]
-        refs[j].sequence = entity.batch.sequence + row
+        refs[j].sequence = batch_sequence(entity.batch, row)
         refs[j].image = image if j == 0 else NULL
         refs[j].staged = row
         if j > 0 and ref_compare(&refs[j - 1], &refs[j]) > 0:
@@ -271,6 +271,36 @@ cdef Status shards_prepare_delete(
                 return status
             entity_open(&entity, view, writers, keys, i, hashes[i], pending)
             status = entity_delete(&entity, deleted_us)
+            if status != OK:
+                return status
+    return shards_reserve(writers, 0, <uint32_t>1 << view.shard_bits)
+
+
+cdef Status shards_prepare_heads(
+    const TableView* view, ShardWriter* writers, const KeyView* keys, const Grouping* group, const uint64_t* hashes,
+    const int64_t* given,
+) noexcept nogil:
+    cdef Entity entity
+    cdef int64_t i
+    cdef uint32_t shard
+    cdef size_t pending
+    cdef Status status
+    for shard in range(<uint32_t>1 << view.shard_bits):
+        status = shard_make_room(view, writers, shard, group.per_shard[shard])
+        if status != OK:
+            return status
+    entity.batch = NULL
+    entity.urgent = False
+    entity.now_us = 0
+    for i in range(keys.count):
+        if group.counts[i]:
+            shard = shard_of(view, hashes[i])
+            pending = writers[shard].pending.count
+            status = pending_add(view, &writers[shard], hashes[i], key_at(keys, i), key_size(keys, i))
+            if status != OK:
+                return status
+            entity_open(&entity, view, writers, keys, i, hashes[i], pending)
+            status = entity_remember(&entity, given + 7 * i)
             if status != OK:
                 return status
     return shards_reserve(writers, 0, <uint32_t>1 << view.shard_bits)

@@ -1,0 +1,7 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+def hash_keys(names: Sequence[str], types: Sequence[str], entity_rows: Any) -> npt.NDArray[np.uint64]: ...
