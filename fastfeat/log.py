@@ -19,14 +19,14 @@
 
 A position counts the bytes of frames, not those of segment headers: a frame's end is the next one's position.
 
-Promise:     a record is found again, whole and in order, once `sync` returned after it. Of what was not synced, a prefix
-             may be found.
+Promise:     a record is found again, whole and in order, once `sync` returned after it. Of what was not synced, a
+             prefix may be found.
 Invariant:   a segment gets its name only after all before it and its own header are synced. So a name promises what is
              before it, and a broken header is damage, never a torn write.
 Invariant:   behind `end` the last segment holds zeros only: no frame of an earlier life can follow a new one.
-Recovery:    where the last segment's frames break off, somebody may have been promised more: a later frame's header says
-             so (its `durable` is beyond the break), or the position that the caller requires. Then LogCorrupt; else the
-             torn tail is set aside and cut. Any other segment must hold whole frames up to the next one's first.
+Recovery:    where the last segment's frames break off, somebody may have been promised more: a later frame's header
+             says so (its `durable` is beyond the break), or the position that the caller requires. Then LogCorrupt;
+             else the torn tail is set aside and cut. Any other segment holds whole frames up to the next one's first.
 Concurrency: one thread at a time appends, syncs, rolls, drops and closes; others may walk records meanwhile.
 Errors:      DiskFull and ReadOnly change nothing and may pass; LogFailed stays until the log is opened again.
 Source:      docs/STORAGE.md, "The log".
