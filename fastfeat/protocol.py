@@ -4,7 +4,7 @@
     HELLO {version, frame_size_max}          -->   its limits
     PREPARE {features} or {service}          -->   plan number, keys, features
     GET [plan, keys, format, as_of, known_at] -->  statuses, event times, values
-    PUSH, DELETE, LOAD, INFO, PING           -->   ...
+    PUSH, DELETE, LOAD, SNAPSHOT, INFO, ...  -->   ...
 
 docs/PROTOCOL.md is the contract; this module and the core's codec, session and exchange are the code.
 """

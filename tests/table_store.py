@@ -11,7 +11,7 @@ from fastfeat._core.arena import Arena
 from fastfeat._core.plan import Plan
 from fastfeat._core.table import Clock, Table
 from fastfeat.dtypes import DType
-from fastfeat.errors import DataError, UnknownFeature, UnknownView
+from fastfeat.errors import DataError, FastFeatError, UnknownFeature, UnknownView
 from fastfeat.report import LoadReport
 
 NOW_US = 1_700_000_000_000_000
@@ -64,6 +64,15 @@ class TableStore:
         plain = rows.to_pylist() if isinstance(rows, pa.Table) else [rows] if isinstance(rows, dict) else rows
         self._view(view).append_rows(plain, self.created_us)
         return self.created_us
+
+    def push_group(self, pushes: list[tuple[str, Any]]) -> list[int | FastFeatError]:
+        answers: list[int | FastFeatError] = []
+        for view, rows in pushes:
+            try:
+                answers.append(self.push(view, rows))
+            except FastFeatError as error:
+                answers.append(error)
+        return answers
 
     def delete(self, view: str, rows: Any) -> int:
         self.created_us += 1

@@ -165,7 +165,7 @@ def test_large_and_arrow_pushes_go_through_a_thread(running: Serving, raw: Raw) 
     assert raw.ask([0, 3, "PUSH", ["user", b"".join(ipc_chunks(users(3, 3000)))]])[2] is None
     rows = raw.ask([0, 4, "GET", [0, [[2999, 3002]]]])[3][2]
     assert [row[0] for row in rows] == [2999.5, 3002.5]
-    assert running.call(lambda: running.server.writes_queued) == 0
+    assert running.call(lambda: running.server.writes.count) == 0
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_a_stop_does_not_wait_longer_than_the_drain() -> None:
     store.push = lambda view, rows: int(may_go_on.wait(20))  # type: ignore[method-assign]
     with serving(store, drain_seconds=0.05) as server, Raw(server.url) as raw:
         raw.send([0, 1, "PUSH", ["user", [user(i) for i in range(1000)]]])
-        server.until(lambda: server.server.writes_queued == 1)
+        server.until(lambda: server.server.writes.count == 1)
         before = time.monotonic()
         server.run(server.server.stop())
         assert time.monotonic() - before < 5

@@ -339,6 +339,16 @@ class AsyncClient:
             for task in under_way:
                 task.cancel()
 
+    # Storage ----------------------------------------------------------------------------------------------------------
+
+    async def snapshot(self) -> dict[str, Any]:
+        """As Client.snapshot."""
+        return expect_map(await self._once(lambda link: link.call("SNAPSHOT", [])), "SNAPSHOT")
+
+    async def compact(self) -> dict[str, Any]:
+        """As Client.compact."""
+        return expect_map(await self._once(lambda link: link.call("COMPACT", [])), "COMPACT")
+
     # Connections ------------------------------------------------------------------------------------------------------
 
     async def _read(self, call: Callable[[Link], Awaitable[T]]) -> T:

@@ -410,6 +410,20 @@ class Client:
                 add_report(report, self._write(Connection.load, report.view, options, chunks))
         return report
 
+    # Storage ----------------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """Makes the server write what is in its memory to its directory now; the snapshot's numbers.
+
+        It may take minutes, so give the client a `timeout` to match. Raises StorageError where the store has no
+        directory.
+        """
+        return expect_map(self._write(Connection.call, "SNAPSHOT", []), "SNAPSHOT")
+
+    def compact(self) -> dict[str, Any]:
+        """Makes the server merge its history's files and erase what was deleted; what was done. Else as snapshot."""
+        return expect_map(self._write(Connection.call, "COMPACT", []), "COMPACT")
+
     # Connections ------------------------------------------------------------------------------------------------------
 
     def _read(self, call: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,7 +1,7 @@
 """One client's connection: a thin asyncio protocol around ServerSession.
 
-Back-pressure: while the peer does not read, or a LOAD is behind, nothing more is read from it. Half-closed: what was
-asked before the end is answered, then the connection is closed.
+Back-pressure: while the peer does not read, or a LOAD or its writes are behind, nothing more is read from it.
+Half-closed: what was asked before the end is answered, then the connection is closed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from .pause import Pause
 if TYPE_CHECKING:
     from .server import Server
 
+# Weight of one connection's writes (see writes.py) at which it is not read on until half of it is answered: a bound for
+# the rows that wait in memory.
+WRITES_WEIGHT_MAX = 256
+
 
 class Connection(asyncio.Protocol):
     """pending: requests whose answer is still to come from a thread."""
@@ -30,6 +34,7 @@ class Connection(asyncio.Protocol):
         self.session = ServerSession(self._handle, server.config.frame_size_max, server.config.entities_max)
         self.loads: dict[int, Load] = {}  # begun and not ended
         self.pending = 0
+        self._writes_weight = 0  # of the writes among them
         self._last_load = 0
         self.transport: asyncio.Transport
         self._pause = Pause.NONE
@@ -106,6 +111,28 @@ class Connection(asyncio.Protocol):
     def fail(self, request_id: int, error: BaseException) -> None:
         self.session.fail(request_id, error)
         self._flush()
+
+    def write_begins(self, weight: int) -> None:
+        """A write of this connection waits for the writing thread."""
+        self.pending += 1
+        self._writes_weight += weight
+        if self._writes_weight >= WRITES_WEIGHT_MAX and not self._pause & Pause.STORING:
+            self.pause(Pause.STORING)
+
+    def write_ends(self, request_id: int, answer: int | BaseException, weight: int) -> None:
+        """Its created time or its error; `flush` sends it."""
+        self.pending -= 1
+        self._writes_weight -= weight
+        if isinstance(answer, BaseException):
+            self.session.fail(request_id, answer)
+        else:
+            self.session.reply(request_id, answer)
+
+    def flush(self) -> None:
+        """Sends the answers of writes; reads on where too many had waited."""
+        self._flush()
+        if self._pause & Pause.STORING and self._writes_weight <= WRITES_WEIGHT_MAX // 2:
+            self.resume(Pause.STORING)
 
     def in_thread(self, request_id: int, executor: Executor, work: Callable[[], object]) -> asyncio.Future[object]:
         """Answers the request with what `work` gives, from a thread; the future is done when it is answered."""

@@ -10,3 +10,4 @@ class Pause(IntFlag):
     WRITING = 1  # the peer does not take what it asked for
     LOADING = 2  # chunks of a LOAD wait for the store
     STOPPING = 4
+    STORING = 8  # many writes wait for the store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -16,8 +17,6 @@ from .loading import handle_load
 
 if TYPE_CHECKING:
     from .connection import Connection
-
-ROWS_INLINE_MAX: Final = 256  # rows of a write small enough (well under a millisecond) not to need a thread
 
 
 def handle(connection: Connection, request_id: int, method: str, params: object) -> None:
@@ -110,39 +109,41 @@ def arrow_bytes(result: Result) -> bytes:
 def push(connection: Connection, request_id: int, params: object) -> None:
     """[view, rows]: rows as maps, or an Arrow stream as bin; the created time of the batch."""
     view, rows = expect_view(params, "PUSH")
-    store = connection.server.store
-    if isinstance(rows, bytes):
-        write(connection, request_id, None, lambda: store.push(view, read_arrow(rows)))
-        return
-    rows = expect_list(rows, "PUSH rows")
-    write(connection, request_id, len(rows), lambda: store.push(view, rows))
+    if type(rows) is not bytes:
+        expect_list(rows, "PUSH rows")
+    server = connection.server
+    if server.may_write_at_once(rows):
+        connection.session.reply(request_id, server.store.push(view, rows))
+    else:
+        server.writes.put(connection, request_id, False, view, rows)
 
 
 def delete(connection: Connection, request_id: int, params: object) -> None:
     """[view, keys as maps]"""
     view, keys = expect_view(params, "DELETE")
-    keys = expect_list(keys, "DELETE keys")
-    store = connection.server.store
-    write(connection, request_id, len(keys), lambda: store.delete(view, keys))
-
-
-def write(connection: Connection, request_id: int, rows: int | None, work: Callable[[], object]) -> None:
-    """A small write at once, unless a write in a thread could make it wait and with it the whole loop."""
+    expect_list(keys, "DELETE keys")
     server = connection.server
-    if rows is not None and rows <= ROWS_INLINE_MAX and not server.writes_queued and not server.loads:
-        connection.session.reply(request_id, work())
-        return
-    server.writes_queued += 1
-    connection.in_thread(request_id, server.writer, work).add_done_callback(server.write_done)
+    if server.may_write_at_once(keys):
+        connection.session.reply(request_id, server.store.delete(view, keys))
+    else:
+        server.writes.put(connection, request_id, True, view, keys)
 
 
-def read_arrow(stream: bytes) -> Any:
-    import pyarrow as pa
+def snapshot(connection: Connection, request_id: int, params: object) -> None:
+    """What is in memory, written to the disk by a thread; what was written, as a map."""
+    server = connection.server
+    connection.in_thread(request_id, server.maintenance, lambda: snapshot_map(server.store.snapshot()))
 
-    try:
-        return pa.ipc.open_stream(stream).read_all()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"PUSH: the rows are not an Arrow stream: {error}") from None
+
+def snapshot_map(made: Any) -> dict[str, Any]:
+    """Of a SnapshotInfo; not the seed of the hash, which is nobody's but the store's."""
+    return {name: getattr(made, name) for name in ("generation", "sequence", "log_end", "taken_us", "views")}
+
+
+def compact(connection: Connection, request_id: int, params: object) -> None:
+    """The history's files merged, and rid of deleted rows, by a thread; what was done, as a map."""
+    server = connection.server
+    connection.in_thread(request_id, server.maintenance, lambda: asdict(server.store.compact()))
 
 
 def info(connection: Connection, request_id: int, params: object) -> None:
@@ -182,6 +183,8 @@ METHODS: Final[dict[str, Callable[[Connection, int, object], None]]] = {
     "PUSH": push,
     "DELETE": delete,
     "LOAD": handle_load,
+    "SNAPSHOT": snapshot,
+    "COMPACT": compact,
     "INFO": info,
     "PING": ping,
 }

@@ -14,20 +14,24 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 
-from fastfeat.errors import DataError, FastFeatError
+from fastfeat.errors import DataError, FastFeatError, LogFailed
 
 from .config import Config, check_host
 from .connection import Connection, refuse
 from .loading import Load
+from .writes import WriteQueue
 
 log = logging.getLogger("fastfeat.server")
 BACKLOG = 1024  # connections that wait to be accepted
+ROWS_INLINE_MAX = 256  # of a write in the event loop
+FAILURE_DRAIN_SECONDS = 1.0  # for the answers under way when the log has failed
 
 
 class Server:
     """A running server. Made by `start`; `addresses` are URLs that `fastfeat.connect` takes.
 
-    executor: encodes Arrow answers. writer: large writes, one after the other.
+    executor: encodes Arrow answers. maintenance: snapshots and compaction. writes: those that may wait.
+    failure:  why the server must end: its log failed. `failed` is set then.
     """
 
     def __init__(self, store: Any, config: Config, loop: asyncio.AbstractEventLoop) -> None:
@@ -38,11 +42,14 @@ class Server:
         self.connections: set[Connection] = set()
         self.loads: set[Load] = set()
         self.executor = ThreadPoolExecutor(1, "fastfeat-encode")
-        self.writer = ThreadPoolExecutor(1, "fastfeat-write")
-        self.writes_queued = 0
+        self.maintenance = ThreadPoolExecutor(1, "fastfeat-maintenance")
+        self.writes = WriteQueue(self)
+        self.failed = asyncio.Event()
+        self.failure: LogFailed | None = None
         self._listeners: list[asyncio.Server] = []
         self._gone = asyncio.Event()
         self._is_stopping = False
+        self._is_durable = bool(getattr(store, "is_durable", False))
         self._bound_path = ""
         self._gets_of_closed = 0
 
@@ -69,12 +76,19 @@ class Server:
         return {"connections": len(self.connections), "gets": gets, "loads": len(self.loads)}
 
     def note(self, error: BaseException) -> None:
-        """Logs an error that is nobody's but ours."""
+        """Logs an error that is nobody's but ours; remembers one that the server must end for."""
         if not isinstance(error, FastFeatError):
             log.error("internal error", exc_info=error)
+        if isinstance(error, LogFailed) and self.failure is None:
+            self.failure = error
+            self.failed.set()
 
-    def write_done(self, _: object) -> None:
-        self.writes_queued -= 1
+    def may_write_at_once(self, rows: Any) -> bool:
+        """Whether a write of these rows keeps the loop for well under a millisecond: it waits for no disk, for no other
+        write and for no load, and is small."""
+        if self._is_durable or self.writes.count or self.loads:
+            return False
+        return type(rows) is list and len(rows) <= ROWS_INLINE_MAX
 
     # Listening --------------------------------------------------------------------------------------------------------
 
@@ -94,7 +108,7 @@ class Server:
         self._listeners.append(await listening)
 
     async def stop(self) -> None:
-        """Accepts nobody, answers what was asked, and closes, at the latest after drain_seconds."""
+        """Accepts nobody, answers what was asked, and closes, within drain_seconds (within one if the log failed)."""
         if self._is_stopping:
             return
         self._is_stopping = True
@@ -108,11 +122,16 @@ class Server:
         if self.connections:
             self._gone.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._gone.wait(), self.config.drain_seconds)
+                await asyncio.wait_for(self._gone.wait(), self._drain_seconds())
         for connection in list(self.connections):
             connection.transport.abort()
         self.executor.shutdown(wait=False, cancel_futures=True)
-        self.writer.shutdown(wait=False, cancel_futures=True)
+        self.maintenance.shutdown(wait=False, cancel_futures=True)
+        self.writes.stop()
+
+    def _drain_seconds(self) -> float:
+        seconds = self.config.drain_seconds
+        return seconds if self.failure is None else min(seconds, FAILURE_DRAIN_SECONDS)
 
 
 def tcp_sockets(config: Config) -> list[socket.socket]:
@@ -192,6 +211,7 @@ def serve(store: Any, config: Config | None = None, *, ready: Callable[[Server],
     """Serves until SIGTERM or SIGINT, then stops gracefully; a second signal ends the drain.
 
     ready: called with the Server once it accepts connections.
+    Raises LogFailed as soon as a sync of the store's log failed and those who waited were told.
     """
     import uvloop
 
@@ -207,10 +227,16 @@ async def serve_until_signal(store: Any, config: Config | None, ready: Callable[
     server = await start(store, config)
     if ready is not None:
         ready(server)
-    await signals.get()
-    stopping = asyncio.ensure_future(server.stop())
-    again = asyncio.ensure_future(signals.get())
-    await asyncio.wait({stopping, again}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (stopping, again):
+    asked, failed = asyncio.ensure_future(signals.get()), asyncio.ensure_future(server.failed.wait())
+    await wait_for_one(asked, failed)
+    await wait_for_one(asyncio.ensure_future(server.stop()), asyncio.ensure_future(signals.get()))
+    if server.failure is not None:
+        raise server.failure
+
+
+async def wait_for_one(*tasks: asyncio.Future[Any]) -> None:
+    """Returns when one of them is done; the others are cancelled."""
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(stopping, again, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
