@@ -521,6 +521,8 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> N
     assert config.handshake_seconds == 4.0
     assert config.host == "127.0.0.1"
     assert Config.read(environ={}) == Config()
+    stored = Config.read({"directory": "d"}, environ={"FASTFEAT_FSYNC": "interval", "FASTFEAT_HISTORY": "s3://b"})
+    assert (stored.directory, stored.fsync, stored.history) == ("d", "interval", "s3://b")
 
 
 @pytest.mark.parametrize(
@@ -537,6 +539,11 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> N
         ({}, {}, "server = 1", "not a table"),
         ({}, {}, "[server", "is not TOML"),
         ({"host": ""}, {}, "", "nobody could connect"),
+        ({"fsync": "sometimes"}, {}, "", "fsync='sometimes' is not one of always, interval, off"),
+        ({"fsync_interval": 0}, {}, "", "fsync_interval=0.0 is not within 0.001 to 60"),
+        ({"snapshot_seconds": 0.5}, {}, "", "snapshot_seconds=0.5 is not within 1 to"),
+        ({}, {"FASTFEAT_HISTORY": "s3://b"}, "", "history='s3://b' without a directory"),
+        ({}, {}, "[server]\nsnapshots = 's3://b'", "snapshots='s3://b' without a directory"),
     ],
 )
 def test_a_wrong_setting_is_named_with_where_it_came_from(

@@ -16,12 +16,13 @@ from typing import Any, Self
 from fastfeat.errors import DataError
 from fastfeat.protocol import DEFAULT_PORT, FRAME_SIZE_MAX, FRAME_SIZE_MIN
 
+FSYNC = ("always", "interval", "off")
 NOUNS = {int: "a whole number", float: "a number", str: "text"}  # of a setting's type, for people
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Where the server listens and what it allows.
+    """Where the server listens, what it allows, and where its store lies.
 
     host:               a loopback address; "" for no TCP.
     port:               0 takes a free one.
@@ -33,6 +34,12 @@ class Config:
     loads_max:          loads at one time; each has a thread.
     handshake_seconds:  until HELLO must have come.
     drain_seconds:      at a stop, for answers under way.
+
+    directory:          of the store's log, snapshots and history; "" for a store in memory alone.
+    fsync:              "always": a write is answered when the disk has it; "interval": when the log has it, which is
+                        synced every `fsync_interval` seconds; "off": the log is synced when the system likes.
+    snapshot_seconds:   between snapshots.
+    snapshots, history: pyarrow.fs URLs where these lie instead, such as s3://bucket/prefix; "" for in the directory.
     """
 
     host: str = "127.0.0.1"
@@ -45,6 +52,12 @@ class Config:
     loads_max: int = 4
     handshake_seconds: float = 10.0
     drain_seconds: float = 10.0
+    directory: str = ""
+    fsync: str = "always"
+    fsync_interval: float = 0.1
+    snapshot_seconds: float = 900.0
+    snapshots: str = ""
+    history: str = ""
 
     def __post_init__(self) -> None:
         if not self.host and not self.unix_socket:
@@ -57,6 +70,17 @@ class Config:
             check_range(name, getattr(self, name), 1, 1 << 20)
         for name in ("handshake_seconds", "drain_seconds"):
             check_range(name, getattr(self, name), 0, 3600)
+        self._check_storage()
+
+    def _check_storage(self) -> None:
+        check_range("fsync_interval", self.fsync_interval, 0.001, 60)
+        check_range("snapshot_seconds", self.snapshot_seconds, 1, 30 * 86_400)
+        if self.fsync not in FSYNC:
+            raise DataError(f"config: fsync={self.fsync!r} is not one of {', '.join(FSYNC)}")
+        for name in ("snapshots", "history"):
+            url = getattr(self, name)
+            if url and not self.directory:
+                raise DataError(f"config: {name}={url!r} without a directory, where the log must be; set one")
 
     @classmethod
     def read(
