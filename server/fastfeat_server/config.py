@@ -143,7 +143,7 @@ def convert(name: str, value: Any, kind: type, where: str) -> Any:
     return converted
 
 
-def check_range(name: str, value: float, low: int, high: int) -> None:
+def check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise DataError(f"config: {name}={value} is not within {low} to {high}")
 
