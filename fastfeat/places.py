@@ -155,7 +155,7 @@ class DirectoryPlace(Place):
                 self._files.remove(path)
 
     def _path(self, name: str) -> str:
-        return os.path.join(self.where, name)
+        return os.path.join(self.where, name) if name else self.where
 
     def _make(self, path: str) -> None:
         """Make a directory and those above it, each entry durable before anything is put below it.
@@ -183,7 +183,7 @@ class DirectoryPlace(Place):
                 yield name
 
     def _faults(self, verb: str, name: str) -> Any:
-        return storage_faults(verb, os.path.join(self.where, name), "look at the disk and the directory's owner")
+        return storage_faults(verb, self._path(name), "look at the disk and the directory's owner")
 
 
 class ObjectPlace(Place):
