@@ -137,8 +137,7 @@ def parquet_writer(sink: io.BytesIO, schema: pa.Schema) -> Any:
 
 def checksum(sink: io.BytesIO, start: int) -> int:
     with sink.getbuffer() as whole, whole[start:] as part:
-        crc32 = zlib.crc32(part)
-    return crc32
+        return zlib.crc32(part)
 
 
 def grouped(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -157,7 +156,8 @@ def grouped(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def group_rows(table: pa.Table) -> int:
-    return max(GROUP_ROWS_MIN, min(GROUP_ROWS_MAX, GROUP_SIZE_AIM * table.num_rows // max(table.nbytes, 1)))
+    rows = int(GROUP_SIZE_AIM * table.num_rows // max(table.nbytes, 1))
+    return max(GROUP_ROWS_MIN, min(GROUP_ROWS_MAX, rows))
 
 
 class Extents:
