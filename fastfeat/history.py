@@ -135,6 +135,7 @@ class History:
 
     def _remove_strays(self, names: Iterable[str]) -> None:
         """What an add or a compaction left that did not come to its end. Files that have no name of ours are let be."""
+        self._place.tidy()
         self._catalogs = self._catalogs[-CATALOGS_KEPT:]
         kept = {*self._catalog.names(), *self._catalogs}
         for name in names:

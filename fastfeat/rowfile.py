@@ -257,7 +257,7 @@ def read_range(place: Place, file: RowFile, start: int, size: int, crc32: int, w
     """Bytes of a file, checked."""
     try:
         with place.open(file.name) as source:
-            source.seek(start)
+            source.seek(min(start, source.size()))
             data = source.read_buffer(size)
     except FileNotFoundError:
         raise corrupt(place, file, "the file is missing") from None
