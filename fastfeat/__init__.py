@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .errors import UnknownFeature as UnknownFeature
     from .errors import UnknownPlan as UnknownPlan
     from .errors import UnknownView as UnknownView
+    from .receipts import Receipt as Receipt
     from .report import LoadReport as LoadReport
     from .result import Result as Result
     from .schema import Entity as Entity
@@ -82,6 +83,7 @@ PUBLIC = {
         "UnknownPlan",
         "UnknownView",
     ),
+    "receipts": ("Receipt",),
     "report": ("LoadReport",),
     "result": ("Result",),
     "schema": ("Entity", "Feature", "FeatureService", "FeatureView", "Field"),

@@ -185,6 +185,11 @@ class Log:
         if position != stop:
             raise damage(segment, position, "a frame ends", f"the next segment begins at {stop}: all below was")
 
+    @property
+    def refusal(self) -> StorageError | None:
+        """Why nothing is written any more; None where the log takes records."""
+        return self._refusal
+
     # --- writing
 
     def append(self, kind: int, payload: Sequence[Buffer]) -> int:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
+    from .receipts import Receipt
+
 Column = tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.uint32] | None]
 
 OFFSET_MAX = 2**31 - 1  # Arrow's string and list types count in int32
@@ -44,9 +46,10 @@ class Result:
     dtypes:       the features' types.
     statuses:     view -> uint8 [n] of Status (never NULL, which is of a value: `status(feature)`).
     event_times:  view -> int64 [n], microseconds since 1970 UTC of the row that answered or expired; 0 where none is.
+    receipt:      of a durable store's answer: Store.replay gives it again. None from elsewhere.
     """
 
-    __slots__ = ("_columns", "_event_times", "_statuses", "_view_of", "dtypes", "names", "views")
+    __slots__ = ("_columns", "_event_times", "_statuses", "_view_of", "dtypes", "names", "receipt", "views")
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class Result:
         statuses: NDArray[np.uint8],
         event_times: NDArray[np.int64],
         columns: Sequence[Column],
+        receipt: Receipt | None = None,
     ) -> None:
         self.names = tuple(features)
         self.dtypes = tuple(dtypes)
@@ -65,6 +69,7 @@ class Result:
         self._statuses = statuses
         self._event_times = event_times
         self._columns = columns
+        self.receipt = receipt
 
     def __len__(self) -> int:
         return int(self._statuses.shape[1])

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ._core.request import hash_keys
 from .dtypes import DType
 from .result import arrow_array
 from .schema import FeatureView
@@ -108,6 +109,12 @@ def entity_columns(view: FeatureView, rows: Any) -> dict[str, Any]:
         name: rows.column(name).to_pylist() if kind == "string" else rows.column(name).to_numpy()
         for name, kind in view.entity.join_keys.items()
     }
+
+
+def key_hashes(view: FeatureView, columns: Any) -> NDArray[np.uint64]:
+    """The stable hash of each entity's key: what files of rows are split by."""
+    keys = view.entity.join_keys
+    return hash_keys(list(keys), list(keys.values()), columns)
 
 
 def heads_of(rows: Any) -> NDArray[np.int64]:

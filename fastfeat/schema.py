@@ -11,7 +11,7 @@ Everything is checked when it is made: the error names the fault and the remedy.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from .dtypes import KEY_TYPES, DType
 from .errors import SchemaError, UnknownFeature
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-RESERVED = frozenset({"event_timestamp", "created_timestamp"})
+RESERVED = frozenset({"event_timestamp", "created_timestamp", "_sequence"})
 ROW_SIZE_MAX = 1 << 20  # bytes of one row; what is larger belongs in an object store
 FIELDS_MAX = 4096
 JOIN_KEYS_MAX = 8
@@ -269,3 +269,60 @@ def definition_dict(view: FeatureView) -> dict[str, Any]:
         "owner": view.owner,
         "tags": dict(view.tags),
     }
+
+
+# --- definitions at rest
+
+
+def definitions_to_list(definitions: Iterable[Definition]) -> list[dict[str, Any]]:
+    """Definitions as plain values that JSON can hold, in their order; definitions_from_list makes them again."""
+    return [definition_to_dict(each) for each in definitions]
+
+
+def definition_to_dict(definition: Definition) -> dict[str, Any]:
+    if isinstance(definition, Entity):
+        return {"type": "entity", **about(definition), "join_keys": list(map(list, definition.join_keys.items()))}
+    if isinstance(definition, FeatureService):
+        return {"type": "service", **about(definition), "features": [str(feature) for feature in definition.features]}
+    return {
+        "type": "view",
+        **definition_dict(definition),
+        "fields": [
+            {"name": f.name, "dtype": str(f.dtype), "nullable": f.nullable, "description": f.description}
+            for f in definition.schema
+        ],
+    }
+
+
+def about(definition: Entity | FeatureService) -> dict[str, str]:
+    return {"name": definition.name, "description": definition.description, "owner": definition.owner}
+
+
+def definitions_from_list(items: Iterable[Mapping[str, Any]]) -> list[Definition]:
+    """The definitions that definitions_to_list wrote; an entity comes before the views that name it."""
+    entities: dict[str, Entity] = {}
+    out: list[Definition] = []
+    for item in items:
+        common = {"name": item["name"], "description": item["description"], "owner": item["owner"]}
+        if item["type"] == "entity":
+            entities[item["name"]] = Entity(join_keys=dict(item["join_keys"]), **common)
+            out.append(entities[item["name"]])
+        elif item["type"] == "service":
+            out.append(FeatureService(features=item["features"], **common))
+        else:
+            out.append(view_from_dict(item, entities[item["entity"]], common))
+    return out
+
+
+def view_from_dict(item: Mapping[str, Any], entity: Entity, common: Mapping[str, str]) -> FeatureView:
+    keep = item["keep"]
+    return FeatureView(
+        entity=entity,
+        schema=[Field(f["name"], f["dtype"], f["nullable"], f["description"]) for f in item["fields"]],
+        ttl=None if item["ttl_us"] is None else timedelta(microseconds=item["ttl_us"]),
+        keep=timedelta(microseconds=keep["duration_us"]) if isinstance(keep, dict) else keep,
+        delay=timedelta(microseconds=item["delay_us"]),
+        kind=item["kind"],
+        tags=item["tags"],
+        **common,
+    )

@@ -19,8 +19,20 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ._core.arena import Arena
 from ._core.plan import Plan
+from ._core.request import plain_keys
 from ._core.table import Clock, Table
-from .errors import ArenaFull, DataError, IncompatibleSchema, SchemaError, StorageError, UnknownFeature, UnknownView
+from .commits import Write
+from .errors import (
+    BeforeHistory,
+    DataError,
+    FastFeatError,
+    IncompatibleSchema,
+    SchemaError,
+    StorageError,
+    UnknownFeature,
+    UnknownView,
+)
+from .receipts import Receipt
 from .report import LoadReport, ignore_rows, load_progress
 from .result import Result
 from .schema import (
@@ -30,6 +42,8 @@ from .schema import (
     FeatureService,
     FeatureView,
     definition_dict,
+    definitions_from_list,
+    definitions_to_list,
     duration_us,
     parse_features,
 )
@@ -40,6 +54,11 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from .durable import Fsync, Storage
+    from .files import Files
+    from .history import CompactReport
+    from .snapshot import SnapshotInfo
 
     Moment = datetime | int | None
     Features = str | FeatureService | Sequence[str | Feature | FeatureView]
@@ -61,16 +80,26 @@ class Definitions:
     services: Mapping[str, FeatureService]
     tables: Mapping[str, Table]
 
+    def all(self) -> list[Definition]:
+        """Entities first, then views, then services."""
+        return [*self.entities.values(), *self.views.values(), *self.services.values()]
+
+    def is_like(self, other: Definitions) -> bool:
+        """True where both say the same."""
+        return definitions_to_list(self.all()) == definitions_to_list(other.all())
+
 
 class Store:
-    """A feature store in this process's memory.
+    """A feature store in this process's memory; Store.open(directory) makes one that outlives it.
 
     capacity_bytes: the hard limit of all rows together; reserved, not used. Default: half of physical memory.
     clock:          int microseconds since 1970 UTC; drives time in tests. Default: the system's.
     """
 
     def __init__(self, capacity_bytes: int | None = None, clock: Callable[[], int] | None = None) -> None:
-        self._arena: Arena | None = Arena(half_of_memory() if capacity_bytes is None else capacity_bytes)
+        self._capacity = half_of_memory() if capacity_bytes is None else capacity_bytes
+        self._arena: Arena | None = Arena(self._capacity)
+        self._storage: Storage | None = None
         self._clock = Clock(clock)
         self._definitions = Definitions({}, {}, {}, {})
         self._plans: dict[object, Plan] = {}
@@ -78,6 +107,68 @@ class Store:
         # Pushes and deletes become visible in the order of their created times: what was known by K stays so.
         self._order = threading.Lock()
         self._created_us = 0
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        capacity_bytes: int | None = None,
+        clock: Callable[[], int] | None = None,
+        read_only: bool = False,
+        fsync: Fsync = "always",
+        fsync_interval: float = 0.1,
+        snapshot_seconds: float = 900.0,
+        flush_bytes: int = 64 << 20,
+        segment_size: int = 64 << 20,
+        snapshots: str | None = None,
+        history: str | None = None,
+        files: Files | None = None,
+    ) -> Self:
+        """The durable store of a directory, as it was: what was acknowledged is there. Begins one where none is.
+
+        fsync:       "always": a write is on the disk before it is acknowledged; "interval": within fsync_interval
+                     seconds; "off": when the system pleases (a crash of the process alone loses nothing either way).
+        snapshot_seconds, flush_bytes: how often a snapshot is due, and how much of the log waits for the history.
+        segment_size: bytes of one file of the log, allocated beforehand.
+        snapshots, history: other places for them: a directory or a pyarrow.fs URL (s3://...).
+        read_only:   what is there now, without owning it: no writes, and later ones of the owner are not seen.
+        files:       the system calls; tests put a failing disk here.
+        Raises DirectoryLocked, LogCorrupt, SnapshotCorrupt, HistoryCorrupt, ArenaFull, StorageError.
+        """
+        from .durable import Options, Storage, Target
+        from .files import Files
+
+        options = Options(
+            fsync=fsync,
+            fsync_interval=fsync_interval,
+            snapshot_seconds=snapshot_seconds,
+            flush_bytes=flush_bytes,
+            segment_size=segment_size,
+            snapshots=snapshots,
+            history=history,
+            read_only=read_only,
+        )
+        store = cls(capacity_bytes, clock)
+        target = Target(store._reset, store._install, store._tables)
+        storage = Storage.open(files or Files(), os.fspath(directory), options, store._clock, target)
+        store._storage = storage
+        return store
+
+    def _reset(self) -> None:
+        """Begin again, empty."""
+        self._arena = Arena(self._capacity)
+        self._definitions = Definitions({}, {}, {}, {})
+        self._plans = {}
+
+    def _tables(self) -> dict[str, tuple[FeatureView, Table]]:
+        now = self._definitions
+        return {name: (view, now.tables[name]) for name, view in now.views.items()}
+
+    @property
+    def is_durable(self) -> bool:
+        """True where writes are kept in a directory."""
+        return self._storage is not None
 
     # --- definitions
 
@@ -90,15 +181,29 @@ class Store:
         """
         items = [definitions] if isinstance(definitions, Definition) else list(definitions)
         with self._lock:
-            arena = self._open_arena()
-            old = self._definitions
-            entities, views, services = merged(old, items)
-            check_services(services.values(), views)
-            tables = {name: old.tables.get(name) or self._table(arena, view) for name, view in views.items()}
-            for name, view in views.items():
-                tables[name].set_ttl(view.ttl_us)
-            self._definitions = Definitions(entities, views, services, tables)
-            self._plans = {}
+            new = self._merged(items)
+            if self._storage is None:
+                self._put(new)
+            elif not new.is_like(self._definitions):
+                self._storage.define(definitions_to_list(new.all()), lambda: self._put(new))
+
+    def _install(self, items: list[Definition]) -> None:
+        """Apply definitions that a directory remembers."""
+        self._put(self._merged(items))
+
+    def _merged(self, items: list[Definition]) -> Definitions:
+        """The applied definitions with these in their places, and a table for each view."""
+        arena, old = self._open_arena(), self._definitions
+        entities, views, services = merged(old, items)
+        check_services(services.values(), views)
+        tables = {name: old.tables.get(name) or self._table(arena, view) for name, view in views.items()}
+        return Definitions(entities, views, services, tables)
+
+    def _put(self, new: Definitions) -> None:
+        for name, view in new.views.items():
+            new.tables[name].set_ttl(view.ttl_us)
+        self._definitions = new
+        self._plans = {}
 
     def _table(self, arena: Arena, view: FeatureView) -> Table:
         keep_rows, keep_us = retention(view)
@@ -116,7 +221,9 @@ class Store:
             for name, view in now.views.items()
         }
         services = {name: [str(feature) for feature in service.features] for name, service in now.services.items()}
-        return {"views": views, "services": services, "arena": {"capacity": arena.capacity, "used": arena.used}}
+        sizes = {"capacity": arena.capacity, "used": arena.used}
+        storage = None if self._storage is None else self._storage.info()
+        return {"views": views, "services": services, "arena": sizes, "storage": storage}
 
     # --- writing
 
@@ -148,9 +255,12 @@ class Store:
         try:
             with load_progress(definition.name, source) if progress else nullcontext(ignore_rows) as advance:
                 for batch in batches:
-                    table.append_arrow(batch, workers)
+                    if self._storage is None:
+                        table.append_arrow(batch, workers)
+                    else:
+                        self._commit(Write(table, batch=table.arrow_batch(batch), stamped=False, threads=workers))
                     advance(batch.num_rows)
-        except (DataError, ArenaFull) as error:
+        except (DataError, StorageError) as error:
             error.report = report
             raise
         return report
@@ -162,15 +272,12 @@ class Store:
         on an error, none; a batch read at that very moment may see some entities before and others after it.
         Raises DataError that names row and field, and ArenaFull.
         """
+        if self._storage is not None:
+            return self._commit(self._write_of(view, rows))
         definition, table = self._view(view)
-        if isinstance(rows, Mapping):
-            rows = [rows]
-        if hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "__arrow_c_array__"):
+        if is_arrow(rows):
             return self._push_arrow(definition, table, rows)
-        if not isinstance(rows, Sequence) or isinstance(rows, (str, bytes)):
-            raise DataError(
-                f"view {definition.name!r}: rows are a dict, a list of dicts or Arrow, not {type(rows).__name__}"
-            )
+        rows = checked_rows(definition, rows)
         with self._order:
             created_us = self._next_created_us()
             table.append_rows(rows, created_us)
@@ -186,12 +293,55 @@ class Store:
                 table.append_arrow(batch)
         return created_us
 
+    def push_group(self, pushes: Iterable[tuple[str | FeatureView, Any]]) -> list[int | BaseException]:
+        """Many pushes, each by itself, in their order, with one sync for all: the created time or the error of each."""
+        answers: list[Any] = []
+        if self._storage is None:
+            for view, rows in pushes:
+                try:
+                    answers.append(self.push(view, rows))
+                except FastFeatError as error:
+                    answers.append(error)
+            return answers
+        for view, rows in pushes:
+            try:
+                answers.append(self._write_of(view, rows))
+            except FastFeatError as error:
+                answers.append(error)
+        self._submit([answer for answer in answers if isinstance(answer, Write)])
+        return [(answer.error or answer.created_us) if isinstance(answer, Write) else answer for answer in answers]
+
+    def _write_of(self, view: str | FeatureView, rows: Any) -> Write:
+        """A push on its way. Raises DataError, UnknownView, IncompatibleSchema."""
+        definition, table = self._view(view)
+        if is_arrow(rows):
+            from .arrow import read_whole
+
+            batch = read_whole(definition, rows, 0)
+            return Write(table, rows=()) if batch is None else Write(table, batch=table.arrow_batch(batch))
+        return Write(table, rows=checked_rows(definition, rows))
+
+    def _submit(self, writes: list[Write]) -> None:
+        assert self._storage is not None
+        self._storage.check_writable()
+        self._storage.commits.submit(writes)
+
+    def _commit(self, write: Write) -> int:
+        """The created time of a write that is durable and visible now. Raises what refused it."""
+        self._submit([write])
+        if write.error is not None:
+            raise write.error
+        return write.created_us
+
     def delete(self, view: str | FeatureView, entity_rows: EntityRows) -> int:
         """Take every row created before now out of every answer, at any time asked; return that moment (us).
 
         entity_rows: a list of dicts of join keys, or a dict of columns. Unknown entities are remembered as deleted too.
         """
-        _, table = self._view(view)
+        definition, table = self._view(view)
+        if self._storage is not None:
+            keys = definition.entity.join_keys
+            return self._commit(Write(table, keys=plain_keys(list(keys), list(keys.values()), entity_rows)))
         with self._order:
             created_us = self._next_created_us()
             table.delete(entity_rows, created_us)
@@ -214,9 +364,71 @@ class Store:
         entity_rows: a list of dicts of join keys, or a dict of columns (sequences, integer arrays, Arrow arrays).
         Raises UnknownView, UnknownFeature, DataError (keys, times), BeforeHistory. A missing entity is a status.
         """
-        plan = self._plan(features)
-        statuses, event_times, columns = plan.columns(entity_rows, us(as_of, "as_of"), us(known_at, "known_at"))
-        return Result(plan.features, plan.dtypes, plan.views, plan.view_of, statuses, event_times, columns)
+        storage, plan = self._storage, self._plan(features)
+        event_us, known_us = us(as_of, "as_of"), us(known_at, "known_at")
+        if storage is None:
+            return result_of(plan, plan.columns(entity_rows, event_us, known_us))
+        if event_us is None:
+            event_us = self._clock.now()
+        (answer, version), position = storage.commits.consistent(
+            lambda: (self._columns(plan, entity_rows, event_us, known_us), len(storage.versions))
+        )
+        asked = features if isinstance(features, str) else plan.features
+        keys = plain_keys(plan.key_names, plan.key_types, entity_rows)
+        receipt = Receipt(asked, version, keys, event_us, known_us, position)
+        return result_of(plan, answer, receipt)
+
+    def _columns(self, plan: Plan, entity_rows: EntityRows, event_us: int | None, known_us: int | None) -> Any:
+        """Plan.columns, from the history where memory no longer has what it takes."""
+        try:
+            return plan.columns(entity_rows, event_us, known_us)
+        except BeforeHistory as error:
+            return self.past(plan, entity_rows, error).columns(entity_rows, event_us, known_us)
+
+    def past(self, plan: Plan, entity_rows: EntityRows, error: BeforeHistory) -> Plan:
+        """A plan like this one that has every row these entities ever had: for whoever met BeforeHistory.
+
+        It reads files, so not on an event loop. Raises that error where the store has no directory.
+        """
+        if self._storage is None:
+            raise error
+        return self._past(self._storage, plan.features, entity_rows, self._tables())
+
+    def _past(
+        self,
+        storage: Storage,
+        features: Sequence[str],
+        entity_rows: EntityRows,
+        views: Mapping[str, tuple[FeatureView, Table]],
+        position: int | None = None,
+    ) -> Plan:
+        from .past import past_plan
+
+        wanted = parse_features(list(features), "the request")
+        return past_plan(storage, self._clock, wanted, views, entity_rows, position)
+
+    def replay(self, receipt: Receipt) -> Result:
+        """The answer of this receipt again, from what was in the store then and under the definitions of then.
+
+        What was deleted since is DELETED: forgetting wins. Raises UnknownView, UnknownFeature, DataError (a receipt of
+        another store), StorageError (the store has no directory).
+        """
+        storage = self._storage
+        if storage is None:
+            raise StorageError("a store in memory can't replay: open one with a directory, Store.open(...)")
+        if not 0 < receipt.version <= len(storage.versions):
+            raise DataError(
+                f"the receipt names version {receipt.version} of the definitions, and there are"
+                f" {len(storage.versions)}: it is of another store"
+            )
+        definitions = definitions_from_list(storage.versions[receipt.version - 1]["definitions"])
+        _, then, services = merged(Definitions({}, {}, {}, {}), definitions)
+        features = receipt.features
+        wanted = service_of(features, services).features if isinstance(features, str) else features
+        tables = self._definitions.tables
+        views = {name: (view, tables[name]) for name, view in then.items()}
+        plan = self._past(storage, [str(each) for each in wanted], receipt.entities, views, receipt.position)
+        return result_of(plan, plan.columns(receipt.entities, receipt.as_of, receipt.known_at), receipt)
 
     def get_feature_vector(
         self,
@@ -239,7 +451,10 @@ class Store:
             as_of = to_us(as_of, "as_of")
         if known_at is not None:
             known_at = to_us(known_at, "known_at")
-        return plan.vector(entity_row, as_of, known_at, out)
+        try:
+            return plan.vector(entity_row, as_of, known_at, out)
+        except BeforeHistory as error:
+            return self.past(plan, [entity_row], error).vector(entity_row, as_of, known_at, out)
 
     def get_feature_vectors(
         self,
@@ -258,7 +473,11 @@ class Store:
         if plan is None:
             plan = self._plan(features)
         dtype = "float64" if out is None else getattr(out, "dtype", "float64")
-        return plan.matrix(entity_rows, us(as_of, "as_of"), us(known_at, "known_at"), out, dtype)
+        event_us, known_us = us(as_of, "as_of"), us(known_at, "known_at")
+        try:
+            return plan.matrix(entity_rows, event_us, known_us, out, dtype)
+        except BeforeHistory as error:
+            return self.past(plan, entity_rows, error).matrix(entity_rows, event_us, known_us, out, dtype)
 
     def plan(self, features: Features) -> Plan:
         """The compiled plan of a list of features, for whoever answers many requests of it (the server).
@@ -303,10 +522,35 @@ class Store:
             check_same_rows(now.views[name], view)
         return now.views[name], now.tables[name]
 
+    # --- the directory
+
+    def snapshot(self) -> SnapshotInfo:
+        """Take a snapshot now, while reads and writes go on. Raises ReadOnly, StorageError."""
+        return self._directory().snapshot()
+
+    def flush_history(self) -> None:
+        """Move what the history lacks into it now. Raises ReadOnly, StorageError."""
+        self._directory().flush_history()
+
+    def compact(self) -> CompactReport:
+        """Merge the history's files and erase deleted rows from every file. Raises ReadOnly, StorageError."""
+        return self._directory().compact()
+
+    def _directory(self) -> Storage:
+        if self._storage is None:
+            raise StorageError("a store in memory has no files; open one with a directory, Store.open(...)")
+        return self._storage
+
     # --- the end
 
     def close(self) -> None:
-        """Let go of all rows; what is called later raises StorageError. Memory is returned when the last read ends."""
+        """Let go of all rows; what is called later raises StorageError. Memory is returned when the last read ends.
+
+        A durable store takes a snapshot, if anything changed since the last one, and lets go of its directory.
+        """
+        storage, self._storage = self._storage, None
+        if storage is not None:
+            storage.close()
         with self._lock:
             self._arena = None
             self._definitions = Definitions({}, {}, {}, {})
@@ -328,6 +572,24 @@ class Store:
             return "Store(closed)"
         views = ", ".join(self._definitions.views) or "none"
         return f"Store(views: {views}; {self._arena.used >> 20} of {self._arena.capacity >> 20} MiB used)"
+
+
+def is_arrow(rows: object) -> bool:
+    return hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "__arrow_c_array__")
+
+
+def checked_rows(view: FeatureView, rows: Any) -> Sequence[Any]:
+    """Rows of Python values as a sequence of dicts. Raises DataError."""
+    if isinstance(rows, Mapping):
+        return [rows]
+    if not isinstance(rows, Sequence) or isinstance(rows, (str, bytes)):
+        raise DataError(f"view {view.name!r}: rows are a dict, a list of dicts or Arrow, not {type(rows).__name__}")
+    return rows
+
+
+def result_of(plan: Plan, answer: Any, receipt: Receipt | None = None) -> Result:
+    statuses, event_times, columns = answer
+    return Result(plan.features, plan.dtypes, plan.views, plan.view_of, statuses, event_times, columns, receipt)
 
 
 def us(moment: Moment, what: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,7 +13,7 @@ import pytest
 
 from fastfeat import Entity, Feature, FeatureService, FeatureView, Field, SchemaError, UnknownFeature
 from fastfeat.dtypes import KIND, SCALAR_WIDTH, DType
-from fastfeat.schema import definition_dict, parse_features
+from fastfeat.schema import Definition, definition_dict, definitions_from_list, definitions_to_list, parse_features
 
 USER = Entity("user", {"user_id": "int64"})
 AGE = Field("age", "int32")
@@ -119,3 +120,16 @@ def test_types_have_their_canonical_arrow_and_numpy_forms() -> None:
 def test_type_numbers_are_never_used_twice() -> None:
     assert len(set(KIND.values())) == len(KIND)
     assert (DType("bool").kind, DType.parse("vector<int8, 2>").element_kind) == (0, 1)
+
+
+def test_definitions_at_rest_make_the_same_definitions_again() -> None:
+    user = Entity("user", {"user_id": "int32", "realm": "string"}, description="who", owner="team")
+    fields = [Field("a", "vector<float32, 3>", nullable=False, description="x"), Field("b", "list<string>")]
+    views = [
+        FeatureView("v", user, fields, ttl=timedelta(days=3, microseconds=1), keep=timedelta(hours=1), owner="o"),
+        FeatureView("w", user, fields, keep=3, delay=timedelta(seconds=5), description="d", tags={"k": "v"}),
+        FeatureView("x", user, fields, keep="latest"),
+    ]
+    service = FeatureService("s", [views[0], views[1]["b"]], description="d", owner="o")
+    given: list[Definition] = [user, *views, service]
+    assert definitions_from_list(json.loads(json.dumps(definitions_to_list(given)))) == given

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "casts": TYPES | {"times"},
     "sources": TYPES,
     "arrow": TYPES | {"schema", "times", "casts", "sources", "report"},
-    "result": TYPES | {"schema", "times", "arrow"},
+    "result": TYPES | {"schema", "times", "arrow", "receipts"},
     "files": {"errors"},
     "places": {"errors", "files"},
     "log": {"errors", "files"},
@@ -44,7 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "past": TYPES | {"schema", "_core", "arrow", "history", "durable", "rows"},
     "rows": TYPES | {"schema", "result", "_core"},
     "store": TYPES
-    | {"schema", "_core", "times", "arrow", "result", "report", "files", "commits", "durable", "past", "receipts"},
+    | {"schema", "_core", "times", "arrow", "result", "report", "files", "commits", "durable", "past", "receipts"}
+    | {"history", "snapshot"},
     "inspection": TYPES | {"schema", "files", "places", "log", "snapshot", "history", "durable"},
     "protocol": {"errors", "dtypes", "status", "_core"},
     "client": TYPES | {"schema", "protocol", "times", "result", "report", "sources", "_core"},

@@ -122,6 +122,11 @@ cdef class RowBatch:
         return self.layout.view
 
     @property
+    def sequence(self):
+        """Of row 0, where the rows follow one another."""
+        return self.view.sequence
+
+    @property
     def created_max(self):
         """The greatest created time, int us. The batch has rows."""
         cdef int64_t most = self.view.created_times[0]

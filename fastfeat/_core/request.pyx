@@ -427,6 +427,23 @@ def hash_keys(names, types, entity_rows):
     return hashes
 
 
+def plain_keys(names, types, entity_rows):
+    """Checked keys as plain values: join key -> list of int or str. Raises DataError."""
+    cdef Request request = Request(tuple(names), tuple(types))
+    cdef int64_t i
+    request.set_rows(entity_rows)
+    out = {}
+    for c, name in enumerate(request.names):
+        if request.kinds[c] == STRING:
+            values = [request.columns[c].texts[i][:request.columns[c].sizes[i]].decode() for i in range(request.count)]
+        elif request.kinds[c] == UINT64:
+            values = [<uint64_t>request.columns[c].ints[i] for i in range(request.count)]
+        else:
+            values = [request.columns[c].ints[i] for i in range(request.count)]
+        out[name] = values
+    return out
+
+
 cdef object fault(Request request, Py_ssize_t column, int64_t i, str what):
     return DataError(f"entity {i}: join key {request.names[column]!r}: {what}")
 

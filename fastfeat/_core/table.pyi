@@ -17,6 +17,7 @@ class RowBatch:
     """Checked rows of one view."""
 
     view_name: str
+    sequence: int
     created_max: int
     def __len__(self) -> int: ...
     def set_created(self, created_us: npt.NDArray[np.int64]) -> None: ...

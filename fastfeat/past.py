@@ -1,0 +1,98 @@
+"""Past: reads that need rows which memory no longer keeps.
+
+    history rows + tail rows of the entities asked --> tables of their own, nothing dropped --Plan--> the answer
+
+Promise: what is answered is what a store that keeps every row would answer, by the same kernel.
+Errors:  HistoryCorrupt and StorageError of the place; DataError for keys.
+Blocks:  it reads files; not for an event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ._core.arena import Arena
+from ._core.exports import export_keys
+from ._core.plan import Plan
+from ._core.request import plain_keys
+from ._core.table import Clock, Table
+from .durable import EVERY_SEQUENCE, Storage, whole_table
+from .rows import (
+    SEQUENCE,
+    batch_of_rows,
+    entity_columns,
+    heads_batch,
+    key_fields,
+    key_hashes,
+    rows_batch,
+    rows_schema,
+)
+from .schema import Feature, FeatureView
+
+CAPACITY_MIN = 64 << 20  # reserved, not used
+CAPACITY_FACTOR = 8  # of the rows' Arrow bytes: blocks have room to spare and rows are padded
+
+
+def past_plan(
+    storage: Storage,
+    clock: Clock,
+    features: Sequence[Feature],
+    views: Mapping[str, tuple[FeatureView, Table]],
+    entity_rows: Any,
+    sequence_end: int | None = None,
+) -> Plan:
+    """A plan of these features over all rows below `sequence_end`, or all, that the entities asked ever had.
+
+    views: definition (its ttl counts) and table in memory (its deletes count) of each view.
+    """
+    names = dict.fromkeys(feature.view for feature in features)
+    keys = {name: unique_keys(views[name][0], entity_rows) for name in names}
+    end = EVERY_SEQUENCE if sequence_end is None else sequence_end
+    rows = {name: gather(storage, views[name][0], keys[name], end) for name in names}
+    arena = Arena(CAPACITY_MIN + CAPACITY_FACTOR * sum(each.nbytes for each in rows.values()))
+    tables = {}
+    for name in names:
+        view, in_memory = views[name]
+        tables[name] = whole_table(arena, clock, view, view.ttl_us)
+        for batch in rows[name].combine_chunks().to_batches():
+            tables[name].prepare(batch_of_rows(tables[name], view, batch)).commit()
+        apply_deletes(tables[name], in_memory, view, keys[name])
+    return Plan(clock, [(tables[feature.view], feature.field) for feature in features])
+
+
+def unique_keys(view: FeatureView, entity_rows: Any) -> dict[str, list[Any]]:
+    """The entities asked, each once, as plain values. Raises DataError."""
+    keys = view.entity.join_keys
+    columns = plain_keys(list(keys), list(keys.values()), entity_rows)
+    rows = dict.fromkeys(zip(*columns.values(), strict=True))
+    return {name: [row[i] for row in rows] for i, name in enumerate(keys)}
+
+
+def gather(storage: Storage, view: FeatureView, keys: dict[str, list[Any]], sequence_end: int) -> pa.Table:
+    """Every row of these entities of a view, by what is at rest: the history and what it does not hold yet."""
+    schema = rows_schema(view)
+    # Order: the tails first. What moves into the history meanwhile is then met twice, never missed.
+    tables = [table for tail in storage.tails if (table := tail.table(view)) is not None]
+    parts = [rows_batch(view, export_keys(table, keys, sequence_end)) for table in tables]
+    new = pa.Table.from_batches(parts, schema=schema)
+    asked = pa.table([pa.array(keys[field.name], field.type) for field in key_fields(view)], names=list(keys))
+    old = storage.history.rows(view.name, asked, key_hashes(view, keys))
+    if not old.num_rows:
+        return new
+    old = old.select(schema.names).cast(schema)
+    old = old.filter(pc.less(old.column(SEQUENCE), pa.scalar(sequence_end, pa.uint64())))
+    twice = pc.is_in(new.column(SEQUENCE), value_set=old.column(SEQUENCE).combine_chunks())
+    return pa.concat_tables([old, new.filter(pc.invert(twice))])
+
+
+def apply_deletes(table: Table, in_memory: Table, view: FeatureView, keys: dict[str, list[Any]]) -> None:
+    """Take out of `table` what was deleted: rows created before their entity's last delete."""
+    heads = heads_batch(view, export_keys(in_memory, keys, 0))
+    deleted = heads.filter(pc.is_valid(heads.column("deleted_us")))
+    for moment in deleted.column("deleted_us").unique().to_pylist():
+        some = deleted.filter(pc.equal(deleted.column("deleted_us"), moment))
+        table.prepare_delete(entity_columns(view, some), moment).commit()
