@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ._core.codec import FRAME_SIZE_MAX, FrameSplitter, pack_frame
 from ._core.exchange import Inbox, PreparedPlan, receive_soon, reply_of
-from ._core.session import ServerSession
+from ._core.session import ServerSession, answer_frame
 from .dtypes import DType
 from .errors import LocalProtocolError, RemoteProtocolError
 
@@ -39,6 +39,7 @@ __all__ = [
     "Limits",
     "PreparedPlan",
     "ServerSession",
+    "answer_frame",
     "columns_of",
     "join_columns",
     "matrix_of",

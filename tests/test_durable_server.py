@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -15,10 +16,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from fastfeat import connect
-from fastfeat.errors import FastFeatError, LogFailed, ReadOnly
+from fastfeat._core.plan import Plan
+from fastfeat._core.table import Table
+from fastfeat.dtypes import DType
+from fastfeat.errors import BeforeHistory, FastFeatError, LogFailed, ReadOnly
 
 from .serving import Raw, Serving, serving
-from .table_store import NOW_US, NUMBERS, TableStore, user
+from .table_store import NOW_US, NUMBERS, USER_FIELDS, TableStore, user
 from .test_client import Awaited
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,6 +101,27 @@ def raw(running: Serving) -> Iterator[Raw]:
     with Raw(running.url) as raw:
         assert raw.ask([0, 1, "PREPARE", {"features": NUMBERS}])[3]["plan"] == 0
         yield raw
+
+
+class PastStore(GatedStore):
+    """A store whose memory keeps one row of each user; the others are in its past."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = self.tables["user"]
+        fields = [(name, DType.parse(kind), True) for name, kind in USER_FIELDS]
+        self.tables["user"] = Table(self.arena, self.clock, "user", ["user_id"], ["int64"], fields, None, 1, None)
+
+    def push(self, view: str, rows: Any) -> int:
+        created_us = super().push(view, rows)
+        self.whole.append_rows(rows, created_us)
+        return created_us
+
+    def past(self, plan: Any, entity_rows: dict[str, Any], error: BeforeHistory) -> Plan:
+        assert threading.current_thread().name.startswith("fastfeat-read")
+        if 404 in list(entity_rows["user_id"]):
+            raise error
+        return Plan(self.clock, [(self.whole, name.split(":")[1]) for name in plan.features])
 
 
 def push(request_id: int, user_id: int, **values: Any) -> list[Any]:
@@ -241,6 +266,34 @@ def test_a_stop_waits_for_writes(store: GatedStore, running: Serving, raw: Raw) 
     assert raw.read() is None
     stopping.join(20)
     assert not stopping.is_alive()
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("keys", [[1, 2], struct.pack("<2q", 1, 2)])
+def test_what_memory_dropped_is_answered_from_the_past_as_memory_would_have(wanted: int, keys: Any) -> None:
+    asked = [0, 2, "GET", [0, [keys], wanted, NOW_US - 1500, NOW_US + 100]]
+    replies = []
+    for store in (PastStore(), TableStore()):
+        for event_us, x in ((NOW_US - 2000, 1.0), (NOW_US - 1000, 2.0)):
+            store.push("user", [user(i, x=x, event_timestamp=event_us) for i in (1, 2)])
+        with serving(store) as server, Raw(server.url) as raw:
+            raw.ask([0, 1, "PREPARE", {"features": NUMBERS}])
+            replies.append(raw.ask(asked))
+    assert replies[0] == replies[1]
+    assert replies[0][2] is None
+
+
+@pytest.mark.parametrize("wanted", [0, 4])
+def test_what_the_past_does_not_hold_is_an_error(wanted: int) -> None:
+    store = PastStore()
+    for event_us in (NOW_US - 2000, NOW_US - 1000):
+        store.push("user", [user(404, event_timestamp=event_us)])
+    with serving(store) as server, Raw(server.url) as raw:
+        raw.ask([0, 1, "PREPARE", {"features": NUMBERS}])
+        code, message = raw.ask([0, 2, "GET", [0, [[404]], wanted, NOW_US - 1500]])[2]
+        assert code == 34
+        assert "user_id=404" in message
+        assert raw.ask([0, 3, "GET", [0, [[404]]]])[2] is None
 
 
 @pytest.mark.parametrize("client_of", [connect, Awaited])

@@ -2,6 +2,7 @@
 
     received --held--> frames --+-- GET on a plan --> Plan.answer --> out      no Python object per value
                                 +-- anything else --> handle(id, method, params) --> reply, fail --> out
+    a GET that memory can't answer goes to `handle` too; answer_frame makes its reply in a thread --> send --> out
     out --take--> transport
 
 Promises: frames are handled in the order of the stream. All replies of one `receive` leave as one buffer. Parsing
@@ -24,7 +25,7 @@ from fastfeat._core.codec cimport (
 from fastfeat._core.plan cimport Plan
 
 from fastfeat._core.codec import VALUES_MAX
-from fastfeat.errors import DataError, FastFeatError, RemoteProtocolError, UnknownPlan, code_of
+from fastfeat.errors import BeforeHistory, DataError, FastFeatError, RemoteProtocolError, UnknownPlan, code_of
 
 FORMAT_ARROW = 4
 cdef int64_t FORMAT_ARROW_NUMBER = FORMAT_ARROW
@@ -181,17 +182,15 @@ cdef class ServerSession:
         if isinstance(error, RemoteProtocolError):
             self.is_closing = True
 
+    def send(self, bytes frame not None) -> None:
+        """Appends a whole reply that was made elsewhere."""
+        check(writer_raw(&self.out, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame)))
+
     cdef int reply_begin(self, size_t* frame_at) except -1:
-        check(writer_frame_begin(&self.out, frame_at))
-        check(writer_array(&self.out, 4))
-        return check(writer_uint(&self.out, 1))
+        return reply_begin(&self.out, frame_at)
 
     cdef int reply_end(self, size_t frame_at) except -1:
-        cdef size_t size = self.out.size - frame_at - FRAME_HEAD_SIZE
-        if size > self.reply_size_max:
-            raise DataError(f"the reply needs {size} B, a frame takes {self.reply_size_max} B; ask for fewer entities")
-        writer_frame_end(&self.out, frame_at)
-        return 0
+        return reply_end(&self.out, frame_at, self.reply_size_max)
 
     # Requests -------------------------------------------------------------------------------------------------------
 
@@ -244,7 +243,8 @@ cdef class ServerSession:
         return 0
 
     cdef bint answer_get(self, Reader* payload, uint64_t request_id) except -1:
-        """Answers a GET in native code; False, and nothing consumed, where Python must (Arrow)."""
+        """Answers a GET in native code; False, and nothing consumed, where Python must: Arrow, and rows that
+        memory no longer has."""
         cdef Reader params = payload[0]
         cdef uint32_t count = 0
         cdef uint64_t number = 0
@@ -260,7 +260,11 @@ cdef class ServerSession:
         self.reply_begin(&frame_at)
         check(writer_uint(&self.out, request_id))
         check(writer_nil(&self.out))
-        plan.answer(&params, count - 1, &self.out, self.reply_size_max)
+        try:
+            plan.answer(&params, count - 1, &self.out, self.reply_size_max)
+        except BeforeHistory:
+            self.out.size = frame_at
+            return False
         check_end(&params)
         self.reply_end(frame_at)
         self.gets += 1
@@ -285,6 +289,47 @@ cdef class ServerSession:
             if wanted < 0 or wanted > FORMAT_ARROW_NUMBER:
                 raise RemoteProtocolError(f"GET has format {wanted}; formats are 0 to {FORMAT_ARROW_NUMBER}")
         return wanted
+
+
+def answer_frame(Plan plan not None, uint64_t request_id, list params not None, size_t reply_size_max) -> bytes:
+    """The reply to a GET in a native format, made in any thread. params: as `handle` was given them, so checked already.
+
+    Raises BeforeHistory, DataError.
+    """
+    cdef Writer asked = Writer(NULL, 0, 0)
+    cdef Writer out = Writer(NULL, 0, 0)
+    cdef Reader reader
+    cdef uint32_t count = 0
+    cdef size_t frame_at = 0
+    try:
+        writer_object(&asked, params, DEPTH_MAX)
+        reader.at = asked.data
+        reader.end = asked.data + asked.size
+        check(reader_array(&reader, &count))
+        check(reader_skip(&reader, 1))
+        reply_begin(&out, &frame_at)
+        check(writer_uint(&out, request_id))
+        check(writer_nil(&out))
+        plan.answer(&reader, count - 1, &out, reply_size_max)
+        reply_end(&out, frame_at, reply_size_max)
+        return PyBytes_FromStringAndSize(<const char*> out.data, out.size)
+    finally:
+        writer_free(&asked)
+        writer_free(&out)
+
+
+cdef int reply_begin(Writer* out, size_t* frame_at) except -1:
+    check(writer_frame_begin(out, frame_at))
+    check(writer_array(out, 4))
+    return check(writer_uint(out, 1))
+
+
+cdef int reply_end(Writer* out, size_t frame_at, size_t size_max) except -1:
+    cdef size_t size = out.size - frame_at - FRAME_HEAD_SIZE
+    if size > size_max:
+        raise DataError(f"the reply needs {size} B, a frame takes {size_max} B; ask for fewer entities")
+    writer_frame_end(out, frame_at)
+    return 0
 
 
 cdef inline int check(int code) except -1:

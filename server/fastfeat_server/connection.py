@@ -134,12 +134,11 @@ class Connection(asyncio.Protocol):
         if self._pause & Pause.STORING and self._writes_weight <= WRITES_WEIGHT_MAX // 2:
             self.resume(Pause.STORING)
 
-    def in_thread(self, request_id: int, executor: Executor, work: Callable[[], object]) -> asyncio.Future[object]:
-        """Answers the request with what `work` gives, from a thread; the future is done when it is answered."""
+    def in_thread(self, request_id: int, executor: Executor, work: Callable[[], object]) -> None:
+        """Answers the request with what `work` gives, a result or a Frame, from a thread."""
         self.pending += 1
         future = self.server.loop.run_in_executor(executor, work)
         future.add_done_callback(lambda done: self._thread_done(request_id, done))
-        return future
 
     def add_load(self, load: Load) -> int:
         """The load's number on this connection."""
@@ -165,11 +164,14 @@ class Connection(asyncio.Protocol):
         if done.cancelled():
             return
         error = done.exception()
-        if error is None:
-            self.reply(request_id, done.result())
-        else:
+        if error is not None:
             self.server.note(error)
             self.fail(request_id, error)
+        elif isinstance(done.result(), requests.Frame):
+            self.session.send(done.result().data)
+            self._flush()
+        else:
+            self.reply(request_id, done.result())
 
     def _send(self, out: bytes | memoryview | None) -> None:
         if out is not None and not self.transport.is_closing():

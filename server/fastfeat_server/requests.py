@@ -1,22 +1,31 @@
-"""What each method does: the one table from a method's name to its answer. GET as values is answered in native code."""
+"""What each method does: the one table from a method's name to its answer.
+
+A GET of values that memory holds does not come here: native code answers it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from fastfeat import __version__
-from fastfeat.errors import DataError, RemoteProtocolError
-from fastfeat.protocol import FRAME_SIZE_MIN, VERSION
+from fastfeat.errors import BeforeHistory, DataError, RemoteProtocolError
+from fastfeat.protocol import FRAME_SIZE_MIN, VERSION, Format, answer_frame
 from fastfeat.result import Result
 
 from .loading import handle_load
 
 if TYPE_CHECKING:
     from .connection import Connection
+
+
+class Frame(NamedTuple):
+    """A whole reply, made in a thread."""
+
+    data: bytes
 
 
 def handle(connection: Connection, request_id: int, method: str, params: object) -> None:
@@ -69,13 +78,36 @@ def prepare(connection: Connection, request_id: int, params: object) -> None:
     )
 
 
-def get_arrow(connection: Connection, request_id: int, params: object) -> None:
-    """GET in format 4; the native session has checked number, format and limits. Encoded in a thread."""
-    number, keys, _, as_of, known_at, *_ = [*expect_list(params, "GET"), None, None]
-    plan = connection.session.plan(number)
-    columns = plan.columns(entity_columns(plan, keys), as_of, known_at, connection.session.reply_size_max)
-    result = Result(plan.features, plan.dtypes, plan.views, plan.view_of, *columns)
-    connection.in_thread(request_id, connection.server.executor, lambda: [*status_bytes(*columns), arrow_bytes(result)])
+def get(connection: Connection, request_id: int, params: object) -> None:
+    """A GET that native code leaves to a thread, its number, format and limits checked: in format 4, or of rows that
+    memory no longer has and the history may."""
+    asked = expect_list(params, "GET")
+    session, server = connection.session, connection.server
+    plan, limit = session.plan(asked[0]), session.reply_size_max
+    wants_arrow = asked[2:3] == [Format.ARROW]
+
+    def answer() -> object:
+        keys = entity_columns(plan, asked[1])
+        make = arrow_answer if wants_arrow else native_answer
+        try:
+            return make(plan, keys, request_id, asked, limit)
+        except BeforeHistory as error:
+            if not server.is_durable:
+                raise
+            return make(server.store.past(plan, keys, error), keys, request_id, asked, limit)
+
+    connection.in_thread(request_id, server.executor, answer)
+
+
+def native_answer(plan: Any, keys: dict[str, Any], request_id: int, asked: list[Any], limit: int) -> Frame:
+    return Frame(answer_frame(plan, request_id, asked, limit))
+
+
+def arrow_answer(plan: Any, keys: dict[str, Any], request_id: int, asked: list[Any], limit: int) -> list[bytes]:
+    as_of, known_at = [*asked[3:], None, None][:2]
+    statuses, event_times, columns = plan.columns(keys, as_of, known_at, limit)
+    result = Result(plan.features, plan.dtypes, plan.views, plan.view_of, statuses, event_times, columns)
+    return [statuses.tobytes(), event_times.tobytes(), arrow_bytes(result)]
 
 
 def entity_columns(plan: Any, keys: object) -> dict[str, Any]:
@@ -90,10 +122,6 @@ def entity_columns(plan: Any, keys: object) -> dict[str, Any]:
             part = np.frombuffer(part, "<u8" if kind == "uint64" else "<i8")
         out[name] = part
     return out
-
-
-def status_bytes(statuses: Any, event_times: Any, _: object) -> list[bytes]:
-    return [statuses.tobytes(), event_times.tobytes()]
 
 
 def arrow_bytes(result: Result) -> bytes:
@@ -179,7 +207,7 @@ def expect_view(params: object, method: str) -> tuple[str, Any]:
 METHODS: Final[dict[str, Callable[[Connection, int, object], None]]] = {
     "HELLO": hello,
     "PREPARE": prepare,
-    "GET": get_arrow,
+    "GET": get,
     "PUSH": push,
     "DELETE": delete,
     "LOAD": handle_load,

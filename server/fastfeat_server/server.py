@@ -23,6 +23,7 @@ from .writes import WriteQueue
 
 log = logging.getLogger("fastfeat.server")
 BACKLOG = 1024  # connections that wait to be accepted
+READERS = 4  # threads for answers that take long
 ROWS_INLINE_MAX = 256  # of a write in the event loop
 FAILURE_DRAIN_SECONDS = 1.0  # for the answers under way when the log has failed
 
@@ -30,7 +31,7 @@ FAILURE_DRAIN_SECONDS = 1.0  # for the answers under way when the log has failed
 class Server:
     """A running server. Made by `start`; `addresses` are URLs that `fastfeat.connect` takes.
 
-    executor: encodes Arrow answers. maintenance: snapshots and compaction. writes: those that may wait.
+    executor: answers in Arrow and from the history. maintenance: snapshots and compaction. writes: those that may wait.
     failure:  why the server must end: its log failed. `failed` is set then.
     """
 
@@ -41,7 +42,7 @@ class Server:
         self.addresses: list[str] = []
         self.connections: set[Connection] = set()
         self.loads: set[Load] = set()
-        self.executor = ThreadPoolExecutor(1, "fastfeat-encode")
+        self.executor = ThreadPoolExecutor(READERS, "fastfeat-read")
         self.maintenance = ThreadPoolExecutor(1, "fastfeat-maintenance")
         self.writes = WriteQueue(self)
         self.failed = asyncio.Event()
@@ -49,7 +50,7 @@ class Server:
         self._listeners: list[asyncio.Server] = []
         self._gone = asyncio.Event()
         self._is_stopping = False
-        self._is_durable = bool(getattr(store, "is_durable", False))
+        self.is_durable = bool(getattr(store, "is_durable", False))
         self._bound_path = ""
         self._gets_of_closed = 0
 
@@ -86,7 +87,7 @@ class Server:
     def may_write_at_once(self, rows: Any) -> bool:
         """Whether a write of these rows keeps the loop for well under a millisecond: it waits for no disk, for no other
         write and for no load, and is small."""
-        if self._is_durable or self.writes.count or self.loads:
+        if self.is_durable or self.writes.count or self.loads:
             return False
         return type(rows) is list and len(rows) <= ROWS_INLINE_MAX
 
