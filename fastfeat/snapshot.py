@@ -97,15 +97,14 @@ class Manifest:
             "schemas": schemas,
             "files": [asdict(file) for file in self.files],
         }
-        text = json.dumps(body, indent=1).encode().removeprefix(b"{\n")
-        return checksum_line(text) + text
+        return encode_checked(body)
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> Manifest:
-        first, _, text = data.partition(b"\n")
-        if first + b"\n" != checksum_line(text):
-            raise SnapshotCorrupt(f"{where}: the manifest's checksum is not that of its text; use another snapshot")
-        body = json.loads(data)
+        try:
+            body = decode_checked(data)
+        except ValueError as error:
+            raise SnapshotCorrupt(f"{where}: the manifest is damaged: {error}; use another snapshot") from None
         if body["format"] != FORMAT:
             raise LayoutMismatch(
                 f"{where}: a snapshot of format {body['format']}, this fastfeat reads {FORMAT};"
@@ -118,8 +117,22 @@ class Manifest:
         return cls(info, schemas, [PartFile(**file) for file in body["files"]])
 
 
+def encode_checked(body: dict[str, Any]) -> bytes:
+    """A JSON object whose first line is the checksum of all that follows it."""
+    text = json.dumps(body, indent=1).encode().removeprefix(b"{\n")
+    return checksum_line(text) + text
+
+
+def decode_checked(data: bytes) -> dict[str, Any]:
+    """Raises ValueError where it is not what `encode_checked` made."""
+    first, _, text = data.partition(b"\n")
+    if first + b"\n" != checksum_line(text):
+        raise ValueError("its checksum is not that of its text")
+    body: dict[str, Any] = json.loads(data)
+    return body
+
+
 def checksum_line(text: bytes) -> bytes:
-    """The manifest's first line: opens the JSON object and holds the checksum of all that follows."""
     return b'{"crc32": "%08x",\n' % zlib.crc32(text)
 
 

@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": TYPES
     | {"schema", "_core", "times", "arrow", "result", "report", "files", "commits", "durable", "past", "receipts"}
     | {"history", "snapshot"},
-    "inspection": TYPES | {"schema", "files", "places", "log", "snapshot", "history", "durable"},
+    "inspection": TYPES | {"schema", "files", "places", "log", "snapshot", "catalog", "history", "durable"},
     "protocol": {"errors", "dtypes", "status", "_core"},
     "client": TYPES | {"schema", "protocol", "times", "result", "report", "sources", "_core"},
 }
