@@ -20,7 +20,7 @@ from fastfeat.cli.definitions import load_definitions
 from fastfeat.errors import SchemaError
 from fastfeat.protocol import DEFAULT_PORT
 
-COMMANDS = ["demo", "serve", "load", "get", "info", "bench"]
+COMMANDS = ["demo", "serve", "load", "get", "info", "snapshot", "compact", "bench"]
 
 DEFINITIONS = '''
 """Features of users."""
@@ -66,7 +66,8 @@ def test_no_words_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "features.py", "--set", "prot=1"], "'prot', which is unknown"),
         (["bench", "scoring"], "need --url"),
         (["bench", "--requests", "1"], "--requests"),
-        (["serve"], "Missing argument"),
+        (["serve"], "give definitions, or a directory that has some"),
+        (["serve", "--set", "fsync=never", "--directory", "d"], "fsync='never' is not one of always, interval, off"),
         (["info", "--nothing"], "No such option"),
     ],
 )

@@ -11,7 +11,7 @@ import typer
 import fastfeat
 from fastfeat.errors import FastFeatError
 
-from . import bench, demo, load, read, serve
+from . import bench, demo, load, read, serve, storage
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -33,6 +33,8 @@ app.command()(serve.serve)
 app.command()(load.load)
 app.command()(read.get)
 app.command()(read.info)
+app.command()(storage.snapshot)
+app.command()(storage.compact)
 app.command()(bench.bench)
 
 

@@ -12,12 +12,12 @@ STOP_SECONDS = 20
 
 
 @contextmanager
-def served(definitions: str, *options: str) -> Iterator[str]:
-    """The URL of `fastfeat serve definitions *options` on a free port; it ends with the block.
+def served(*options: str) -> Iterator[str]:
+    """The URL of `fastfeat serve *options` on a free port; it ends with the block.
 
     Raises ConnectionError when it does not start; what it said stands on stderr.
     """
-    command = [sys.executable, "-m", "fastfeat.cli", "serve", definitions, "--port", "0", "--json", *options]
+    command = [sys.executable, "-m", "fastfeat.cli", "serve", "--port", "0", "--json", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from time import perf_counter_ns
 from typing import Any
@@ -57,6 +58,16 @@ def screen(*, quiet: bool = False) -> Console:
 def shows_progress(quiet: bool) -> bool:
     """Whether a bar on stderr has somebody to look at it."""
     return not quiet and sys.stderr.isatty()
+
+
+@contextmanager
+def waiting(for_what: str, quiet: bool) -> Iterator[None]:
+    """Something that moves on stderr while it takes long, if anybody looks."""
+    if not shows_progress(quiet):
+        yield
+        return
+    with Console(stderr=True).status(for_what):
+        yield
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -141,7 +141,7 @@ def answer_of(result: Result, columns: dict[str, list[Any]], at: int, row: dict[
 def info(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show what a running server holds.
 
-    Views with their rows and entities, services, and how much of the memory limit is used.
+    Views with their rows and entities, services, how much of the memory limit is used, and the state of its directory.
 
     Example: fastfeat info --url fastfeat://127.0.0.1:7077
     """
@@ -166,3 +166,25 @@ def info(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     arena = found["arena"]
     share = arena["used"] / arena["capacity"]
     print(f"memory: {size_text(arena['used'])} used of {size_text(arena['capacity'])} allowed ({share:.1%})")
+    if found.get("storage"):
+        print_table("storage", ("what", "state"), storage_rows(found["storage"]))
+
+
+def storage_rows(storage: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The state of the server's directory, for people."""
+    from .output import size_text, time_text
+
+    log, snapshot, history = storage["log"], storage["snapshot"], storage["history"]
+    waiting = size_text(log["end"] - history["position"])
+    unsynced = size_text(log["end"] - log["durable"])
+    rows = [
+        ("directory", storage["directory"]),
+        ("writes", f"refused: {storage['read_only']}" if storage["read_only"] else f"taken, fsync {storage['fsync']}"),
+        (
+            "log",
+            f"{size_text(log['end'] - log['start'])}, of which {unsynced} not synced",
+        ),
+        ("history", f"rows to sequence {history['sequence']:,}; {waiting} of log to come"),
+        ("snapshot", f"{snapshot['generation']}, {time_text(snapshot['taken_us'])} UTC" if snapshot else "none yet"),
+    ]
+    return rows + [(f"failed: {name}", why) for name, why in storage["problems"].items()]

@@ -11,13 +11,19 @@ from ..errors import DataError
 from .options import AsJson
 
 if TYPE_CHECKING:
-    from fastfeat_server import Server
+    from fastfeat_server import Config, Server
 
     from fastfeat import Store
 
 
 def serve(
-    definitions: Annotated[str, typer.Argument(help="A Python file of definitions, or the dotted name of a module.")],
+    definitions: Annotated[
+        str | None,
+        typer.Argument(help="A Python file of definitions, or a module's dotted name; a directory remembers its own."),
+    ] = None,
+    directory: Annotated[
+        str | None, typer.Option(help="Keep everything here, for the next start too; without it, in memory.")
+    ] = None,
     load: Annotated[
         list[str] | None, typer.Option("--load", help="VIEW=PATH: rows to load before serving; may be repeated.")
     ] = None,
@@ -33,9 +39,12 @@ def serve(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Serve the views and services of a definitions file.
+    """Serve the views and services of a definitions file, from memory or from a directory.
 
-    Example: fastfeat serve features.py --load profile=profiles.parquet --port 7077
+    Example: fastfeat serve features.py --directory data --load profile=profiles.parquet --port 7077
+
+    With a directory a write is in its log before it is answered (--set fsync=always|interval|off); a later start has
+    everything again and needs no definitions.
 
     A setting comes from its flag, else FASTFEAT_<NAME> in the environment, else the TOML file, else its default.
     Prints one line once it accepts connections (with --json: {"url": ..., "urls": [...]}). SIGTERM or Ctrl-C stops it
@@ -44,16 +53,22 @@ def serve(
     from fastfeat_server import Config
     from fastfeat_server import serve as serve_store
 
-    flags: dict[str, Any] = {"host": host, "port": port, "unix_socket": unix_socket}
+    from .definitions import load_definitions
+
+    flags: dict[str, Any] = {"directory": directory, "host": host, "port": port, "unix_socket": unix_socket}
     flags |= dict(split_pair(text, "--set") for text in setting or [])
     try:
         settings = Config.read(flags, file=config)
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="the settings") from None
-    store = store_of(definitions, capacity_mib)
-    for text in load or []:
-        load_rows(store, *split_pair(text, "--load"), as_json)
-    serve_store(store, settings, ready=lambda server: announce(server, as_json))
+    if definitions is None and not settings.directory:
+        raise typer.BadParameter("give definitions, or a directory that has some", param_hint="DEFINITIONS")
+    with open_store(settings, capacity_mib, quiet=as_json) as store:
+        if definitions is not None:
+            store.apply(load_definitions(definitions))
+        for text in load or []:
+            load_rows(store, *split_pair(text, "--load"), as_json)
+        serve_store(store, settings, ready=lambda server: announce(server, as_json))
 
 
 def split_pair(text: str, option: str) -> tuple[str, str]:
@@ -63,15 +78,25 @@ def split_pair(text: str, option: str) -> tuple[str, str]:
     return name, value
 
 
-def store_of(definitions: str, capacity_mib: int | None) -> Store:
-    """A store with the definitions applied."""
+def open_store(settings: Config, capacity_mib: int | None, *, quiet: bool) -> Store:
+    """The directory's store, or an empty one in memory."""
     from fastfeat import Store
 
-    from .definitions import load_definitions
+    from .output import waiting
 
-    store = Store(capacity_bytes=None if capacity_mib is None else capacity_mib << 20)
-    store.apply(load_definitions(definitions))
-    return store
+    capacity_bytes = None if capacity_mib is None else capacity_mib << 20
+    if not settings.directory:
+        return Store(capacity_bytes)
+    with waiting(f"opening {settings.directory}", quiet):
+        return Store.open(
+            settings.directory,
+            capacity_bytes=capacity_bytes,
+            fsync=settings.fsync,
+            fsync_interval=settings.fsync_interval,
+            snapshot_seconds=settings.snapshot_seconds,
+            snapshots=settings.snapshots or None,
+            history=settings.history or None,
+        )
 
 
 def load_rows(store: Store, view: str, path: str, as_json: bool) -> None:

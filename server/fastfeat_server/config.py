@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from fastfeat.errors import DataError
 from fastfeat.protocol import DEFAULT_PORT, FRAME_SIZE_MAX, FRAME_SIZE_MIN
@@ -53,7 +53,7 @@ class Config:
     handshake_seconds: float = 10.0
     drain_seconds: float = 10.0
     directory: str = ""
-    fsync: str = "always"
+    fsync: Literal["always", "interval", "off"] = "always"
     fsync_interval: float = 0.1
     snapshot_seconds: float = 900.0
     snapshots: str = ""

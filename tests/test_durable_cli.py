@@ -1,0 +1,188 @@
+"""The command line and a store's directory: serve it, ask it, write it out, end with it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastfeat
+from fastfeat.cli import app
+from fastfeat.cli.child import served
+from fastfeat.errors import LogFailed
+
+DEFINITIONS = '''
+"""Features of users."""
+
+from fastfeat import Entity, FeatureService, FeatureView, Field
+
+user = Entity("user", join_keys={"user_id": "int64"})
+fields = [Field("age", "int32"), Field("balance", "float64")]
+profile = FeatureView("profile", entity=user, schema=fields, keep="latest")
+scoring = FeatureService("scoring", [profile])
+'''
+MONDAY_US = 1_772_409_600_000_000
+DAY_US = 86_400_000_000
+
+
+def row(day: int, balance: float) -> dict[str, Any]:
+    return {"user_id": 7, "event_timestamp": MONDAY_US + day * DAY_US, "age": 41, "balance": balance}
+
+
+@pytest.fixture(scope="module")
+def definitions(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("definitions") / "durable_features.py"
+    path.write_text(DEFINITIONS, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("stores") / "data")
+
+
+@pytest.fixture(scope="module")
+def url(definitions: str, directory: str) -> Iterator[str]:
+    """A server of a directory that two rows were pushed into, stopped and started again without definitions."""
+    with served(definitions, "--directory", directory, "--set", "fsync=always") as url, fastfeat.connect(url) as client:
+        client.push("profile", row(0, 10.0))
+        client.push("profile", row(4, 20.0))
+    with served("--directory", directory) as url:
+        yield url
+
+
+def printed(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    code = app.run(words)
+    shown = capsys.readouterr()
+    assert (code, shown.err) == (app.DONE, "")
+    return shown.out
+
+
+def test_a_directory_remembers_rows_and_definitions(url: str) -> None:
+    with fastfeat.connect(url) as client:
+        assert client.get_feature_vector("scoring", {"user_id": 7}).tolist() == [41.0, 20.0]
+
+
+def test_a_past_moment_is_answered_from_the_directory_in_every_form(url: str) -> None:
+    """The view keeps the latest row; the one of Monday is in the log or the history."""
+    tuesday = MONDAY_US + DAY_US
+    with fastfeat.connect(url) as client:
+        assert client.get_feature_vector("scoring", {"user_id": 7}, as_of=tuesday).tolist() == [41.0, 10.0]
+        assert client.get_feature_vectors("scoring", {"user_id": [7]}, as_of=tuesday).tolist() == [[41.0, 10.0]]
+        result = client.get_online_features("scoring", [{"user_id": 7}], as_of=tuesday)
+        assert result.to_dict() == {"profile:age": [41], "profile:balance": [10.0]}
+
+
+def test_info_shows_the_state_of_the_directory(url: str, directory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = printed(["info", "--url", url], capsys)
+    assert all(text in shown for text in (directory, "taken, fsync always", "not synced", "rows to sequence"))
+    found = json.loads(printed(["info", "--json", "--url", url], capsys))["storage"]
+    assert found["directory"] == directory
+    assert found["log"]["durable"] == found["log"]["end"]
+
+
+def test_snapshot_and_compact_ask_the_server(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    first = json.loads(printed(["snapshot", "--json", "--url", url], capsys))
+    second = json.loads(printed(["snapshot", "--json", "--url", url], capsys))
+    assert second["generation"] == first["generation"] + 1
+    assert second["views"]["profile"]["entities"] == 1
+    shown = printed(["snapshot", "--url", url], capsys)
+    assert all(text in shown for text in ("generation", "taken_us", "profile", "entities"))
+    assert "rows_erased" in printed(["compact", "--url", url], capsys)
+
+
+def test_a_directory_has_one_owner_and_the_second_is_told(
+    url: str, directory: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fastfeat.connect(url) as client:
+        client.ping()
+    for words in (["snapshot", directory], ["serve", "--directory", directory, "--port", "0"]):
+        assert app.run(words) == app.FAILED
+        error = capsys.readouterr().err
+        assert error.startswith("fastfeat: DirectoryLocked: ")
+        assert error.count("\n") == 1
+
+
+def test_a_directory_that_nobody_has_open_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = str(tmp_path / "data")
+    user = fastfeat.Entity("user", join_keys={"user_id": "int64"})
+    view = fastfeat.FeatureView("profile", entity=user, schema=[fastfeat.Field("x", "float64")])
+    with fastfeat.Store.open(directory, capacity_bytes=64 << 20) as store:
+        store.apply([user, view])
+        store.push("profile", {"user_id": 1, "event_timestamp": MONDAY_US, "x": 1.0})
+    assert json.loads(printed(["snapshot", directory, "--json"], capsys))["views"]["profile"]["entities"] == 1
+    assert json.loads(printed(["compact", directory, "--json"], capsys))["rows_erased"] == 0
+
+
+@pytest.mark.parametrize("command", ["snapshot", "compact"])
+def test_no_directory_is_begun_by_asking_for_one(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = tmp_path / "absent"
+    assert app.run([command, str(absent)]) == app.FAILED
+    assert "is no directory of a store" in capsys.readouterr().err
+    assert not absent.exists()
+
+
+def test_a_killed_server_has_lost_nothing_that_it_answered(definitions: str, tmp_path: Path) -> None:
+    directory = str(tmp_path / "data")
+    command = [sys.executable, "-m", "fastfeat.cli", "serve", definitions, "--directory", directory]
+    command += ["--port", "0", "--json", "--capacity-mib", "64"]
+    for start in range(3):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            with fastfeat.connect(json.loads(process.stdout.readline())["url"]) as client:
+                if start:
+                    assert client.get_feature_vector("scoring", {"user_id": 7})[1] == start - 1
+                client.push("profile", row(start, float(start)))
+            process.send_signal(signal.SIGKILL)
+
+
+FAILING = """
+import sys
+from unittest import mock
+from fastfeat.cli import app
+from fastfeat.files import Files
+
+class Failing(Files):
+    is_broken = False
+
+    def sync(self, fd):
+        if self.is_broken:
+            raise OSError(5, "Input/output error")
+        super().sync(fd)
+
+import fastfeat.files
+fastfeat.files.Files = Failing
+
+import fastfeat.cli.serve as serve
+announce = serve.announce
+
+def announce_and_break(server, as_json):
+    Failing.is_broken = True
+    announce(server, as_json)
+
+serve.announce = announce_and_break
+sys.exit(app.run(sys.argv[1:]))
+"""
+
+
+def test_serve_ends_with_one_line_when_a_sync_of_the_log_fails(definitions: str, tmp_path: Path) -> None:
+    words = ["serve", definitions, "--directory", str(tmp_path / "data"), "--port", "0", "--json"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", FAILING, *words], stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = json.loads(process.stdout.readline())["url"]
+        with fastfeat.connect(url) as client, pytest.raises(LogFailed):
+            client.push("profile", row(0, 1.0))
+        assert process.wait(20) == app.FAILED
+        said = process.stderr.read()
+    assert said.startswith("fastfeat: LogFailed: ")
+    assert said.count("\n") == 1
