@@ -42,6 +42,7 @@ GROUPS = {
     "load": "load:measure",
     "scale": "scale:measure",
     "concurrent": "concurrent:measure",
+    "durable": "durable:measure",
 }
 SIGNS = {"at_most": "<=", "at_least": ">="}
 DISTRIBUTIONS = ("fastfeat", "numpy", "pyarrow", "msgpack", "uvloop", "cython", "redis", "hiredis")

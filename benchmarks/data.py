@@ -48,12 +48,12 @@ def rows_of(keys: Integers) -> Floats:
 
 
 def record_batch(keys: Integers, values: Floats, event_time_us: int = EVENT_TIME_US) -> pa.RecordBatch:
-    """The rows as a columnar snapshot has them: key, event_timestamp, then one contiguous column per feature."""
+    """The rows as a columnar snapshot has them: key, event_timestamp, then one contiguous column per value."""
     columns = np.ascontiguousarray(values.T)
     times = pa.array(np.full(len(keys), event_time_us)).cast(pa.timestamp("us", "UTC"))
     return pa.record_batch(
         [pa.array(keys), times, *(pa.array(column) for column in columns)],
-        names=["user_id", "event_timestamp", *FEATURE_NAMES],
+        names=["user_id", "event_timestamp", *FEATURE_NAMES[: len(columns)]],
     )
 
 

@@ -72,8 +72,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def server(name: str, command: Sequence[str], core: int | None) -> Iterator[int]:
-    """Run a server program of ours that prints `{"port": N}` once it answers; its port; stopped at the end."""
+def server(name: str, command: Sequence[str], core: int | None, *, kill: bool = False) -> Iterator[int]:
+    """Run a server program of ours that prints `{"port": N}` once it answers; its port; it ends with the block."""
     words = [sys.executable, "-m", *command]
     process = subprocess.Popen(
         words if core is None else on_core(core, words), cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -85,6 +85,8 @@ def server(name: str, command: Sequence[str], core: int | None) -> Iterator[int]
             raise RuntimeError(f"{name} ended before it answered, exit code {process.wait()}")
         yield int(json.loads(line)["port"])
     finally:
+        if kill:
+            process.kill()
         stop(process)
         process.stdout.close()
 

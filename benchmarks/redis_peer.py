@@ -3,8 +3,9 @@
     u:00001234  ->  one 400-byte string            GET / MGET: the best a Redis user can do by hand
     h:00001234  ->  hash of 50 fields of 8 bytes   HMGET of 50 fields, pipelined: what a feature store does
 
-Everything is done for Redis that can be: no persistence, keys formatted beforehand, values packed as raw doubles (so
-that decoding is one join and one frombuffer), one connection without a pool, the C parser, the core pinned.
+Everything is done for Redis that can be: no persistence where it is not the question, keys formatted beforehand, values
+packed as raw doubles (so that decoding is one join and one frombuffer), one connection without a pool, the C parser,
+the core pinned.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -33,16 +35,20 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class RedisPeer:
-    """A redis-server on a free port of this machine, and a client of it. A context manager."""
+    """A redis-server on a free port of this machine, and a client of it. A context manager.
 
-    def __init__(self, core: int | None = None) -> None:
+    append_only: the directory of its append-only file and when that is synced: "always" or "everysec".
+    """
+
+    def __init__(self, core: int | None = None, append_only: tuple[Path, str] | None = None) -> None:
         program = shutil.which("redis-server")
         if program is None:
             raise RuntimeError("redis-server is not installed; on Debian: apt-get install redis-server")
         if not redis.utils.HIREDIS_AVAILABLE:
             raise RuntimeError("hiredis is not installed and the comparison would be unfair; pip install hiredis")
         self.port = free_port()
-        command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command += append_only_options(append_only)
         self.process = subprocess.Popen(
             command if core is None else on_core(core, command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -61,12 +67,16 @@ class RedisPeer:
         self.client.close()
         stop(self.process)
 
+    def connect(self) -> socket.socket:
+        """A socket for bytes made beforehand."""
+        return socket.create_connection(("127.0.0.1", self.port))
+
     @property
     def version(self) -> str:
         return str(self.client.info("server")["redis_version"])
 
     def load(self, entities: int, *, packed: bool = True, hashes: bool = True) -> None:
-        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+        with self.connect() as connection:
             for keys, values in data.chunks(entities):
                 for at in range(0, len(keys), LOAD_BATCH):
                     some_keys, some_values = keys[at : at + LOAD_BATCH], values[at : at + LOAD_BATCH]
@@ -87,6 +97,14 @@ class RedisPeer:
             pipeline.hmget(key, data.FEATURE_NAMES)
         values = [value for row in pipeline.execute() for value in row]
         return np.frombuffer(b"".join(values)).reshape(-1, data.FEATURES)
+
+
+def append_only_options(append_only: tuple[Path, str] | None) -> list[str]:
+    if append_only is None:
+        return ["--appendonly", "no"]
+    folder, policy = append_only
+    # A rewrite of the file is left out: it would be charged to whoever is measured when it begins.
+    return ["--dir", str(folder), "--appendonly", "yes", "--appendfsync", policy, "--auto-aof-rewrite-percentage", "0"]
 
 
 def packed_keys(keys: npt.NDArray[np.int64]) -> list[bytes]:
@@ -118,7 +136,8 @@ def send_commands(connection: socket.socket, commands: Bytes, reply: bytes) -> N
 
 def set_commands(keys: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> Bytes:
     rows = values.view(np.uint8)
-    return joined(len(keys), b"*3\r\n$3\r\nSET\r\n$10\r\nu:", digits(keys), b"\r\n$400\r\n", rows, b"\r\n")
+    size = b"\r\n$%d\r\n" % rows.shape[1]
+    return joined(len(keys), b"*3\r\n$3\r\nSET\r\n$10\r\nu:", digits(keys), size, rows, b"\r\n")
 
 
 def hset_commands(keys: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> Bytes:

@@ -55,6 +55,10 @@ def receive_exactly(connection: socket.socket, size: int) -> bytes:
 def ask(connection: socket.socket, request: bytes) -> Any:
     """The result of one request. Raises RuntimeError with the error that came instead."""
     connection.sendall(request)
+    return receive_result(connection)
+
+
+def receive_result(connection: socket.socket) -> Any:
     _, _, error, result = msgpack.unpackb(receive_frame(connection), strict_map_key=False)
     if error is not None:
         raise RuntimeError(f"the server answers error {error}")
