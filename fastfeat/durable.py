@@ -367,12 +367,12 @@ class Storage:
         self.check_writable()
         self.flush_history()
         report = self.history.compact(all_files=True)
-        with self.commits.lock:
-            self.log.roll()
+        self.commits.begin_segment()
         self.snapshot(keep=1)
         with self.commits.lock:
             assert self.last_snapshot is not None
             self.log.drop_before(min(self.last_snapshot.log_start, self.history.covered.position))
+            self.log.remove_torn()
         return report
 
     # --- snapshots

@@ -108,7 +108,7 @@ class Log:
 
     def __init__(self, files: Files, directory: str, segment_size: int) -> None:
         self._files = files
-        self._directory = os.path.abspath(directory)
+        self._directory = directory
         self._segment_size = max(segment_size, HEAD_SIZE + 2 * FRAME_SIZE) + 7 & ~7
         self._segments: list[Segment] = []
         self._fd = -1
@@ -132,7 +132,7 @@ class Log:
 
         required:  a position known to be durable from elsewhere; a log that ends before it has lost something.
         read_only: nothing on the disk is changed, a torn tail is left out.
-        Raises LogCorrupt (damage, or a segment is missing), DiskFull, ReadOnly, LogFailed, StorageError (unreadable).
+        Raises LogCorrupt (damage, or a segment is missing), DiskFull, ReadOnly, LogFailed (the disk fails).
         """
         log = cls(files, directory, segment_size)
         try:
@@ -174,7 +174,7 @@ class Log:
                 yield from self._records(segment, max(start, segment.first), stop)
 
     def _records(self, segment: Segment, position: int, stop: int) -> Iterator[Record]:
-        data = read_whole(self._files, segment.path)
+        data = self._files.read(segment.path)
         while position < stop:
             frame = read_frame(segment, data, position)
             if isinstance(frame, str):
@@ -247,6 +247,12 @@ class Log:
             del self._segments[0]
             # Ordering: one removal is durable before the next; or a crash could undo the first alone, and leave a gap.
             self._sync_directory()
+
+    def remove_torn(self) -> None:
+        """Remove the torn tails that were set aside."""
+        for name in self._files.list(self._directory):
+            if name.startswith("torn-"):
+                self._files.remove(os.path.join(self._directory, name))
 
     def close(self) -> None:
         """Sync, leave the mark of a clean close, let go. Nothing is written to a log that failed or is read-only."""
@@ -387,7 +393,7 @@ class Log:
 
     def _find_end(self, required: int, read_only: bool) -> None:
         segment = self._segments[-1]
-        data = read_whole(self._files, segment.path)
+        data = self._files.read(segment.path)
         position, durable = segment.first, segment.first
         while isinstance(frame := read_frame(segment, data, position), Frame):
             position, durable, self._is_marked = frame.end, frame.durable, frame.kind == CLOSED
@@ -496,7 +502,7 @@ def last_written(data: memoryview) -> int:
 
 def read_segment(files: Files, path: str) -> Segment:
     """A segment by its header; LogCorrupt where that is not what was written."""
-    data, name = read_whole(files, path), os.path.basename(path)
+    data, name = files.read(path), os.path.basename(path)
     if len(data) < HEAD_SIZE:
         raise broken(path, f"the file has {len(data)} B, its header alone {HEAD_SIZE}")
     magic, checksum, salt, first, size, previous = SEGMENT_HEAD.unpack_from(data)
@@ -507,13 +513,6 @@ def read_segment(files: Files, path: str) -> Segment:
     if size != len(data):
         raise broken(path, f"the file has {len(data)} B, its header says {size}")
     return Segment(path, salt, first, size, previous)
-
-
-def read_whole(files: Files, path: str) -> memoryview:
-    try:
-        return files.read(path)
-    except OSError as error:
-        raise StorageError(f"reading {path}: {error}; nothing is known about what it holds") from error
 
 
 def check_chain(pair: Sequence[Segment]) -> None:

@@ -386,6 +386,20 @@ cdef class Request:
         view.offsets = packed.offsets
         return 0
 
+    def plain(self):
+        """Every entity's keys: join key -> list of int or str."""
+        cdef int64_t i
+        out = {}
+        for c, name in enumerate(self.names):
+            if self.kinds[c] == STRING:
+                values = [self.columns[c].texts[i][:self.columns[c].sizes[i]].decode() for i in range(self.count)]
+            elif self.kinds[c] == UINT64:
+                values = [<uint64_t>self.columns[c].ints[i] for i in range(self.count)]
+            else:
+                values = [self.columns[c].ints[i] for i in range(self.count)]
+            out[name] = values
+        return out
+
     def describe(self, int64_t i):
         """Entity i's keys as text, for messages."""
         parts = []
@@ -430,18 +444,8 @@ def hash_keys(names, types, entity_rows):
 def plain_keys(names, types, entity_rows):
     """Checked keys as plain values: join key -> list of int or str. Raises DataError."""
     cdef Request request = Request(tuple(names), tuple(types))
-    cdef int64_t i
     request.set_rows(entity_rows)
-    out = {}
-    for c, name in enumerate(request.names):
-        if request.kinds[c] == STRING:
-            values = [request.columns[c].texts[i][:request.columns[c].sizes[i]].decode() for i in range(request.count)]
-        elif request.kinds[c] == UINT64:
-            values = [<uint64_t>request.columns[c].ints[i] for i in range(request.count)]
-        else:
-            values = [request.columns[c].ints[i] for i in range(request.count)]
-        out[name] = values
-    return out
+    return request.plain()
 
 
 cdef object fault(Request request, Py_ssize_t column, int64_t i, str what):
