@@ -312,7 +312,8 @@ def test_a_bad_push_of_a_group_spoils_no_other(store: Store) -> None:
     kinds = [type(answer).__name__ for answer in answers]
     assert kinds == ["int", "DataError", "UnknownView", "int", "int", "DataError", "int"]
     of_whole = [answers[0], answers[3], answers[6]]
-    assert of_whole == sorted(of_whole)
+    assert all(isinstance(each, int) for each in of_whole)
+    assert of_whole == sorted(of_whole, key=str)  # int us of one length
     assert len({*of_whole, answers[4]}) == 4
     found = store.get_online_features(["whole:balance"], {"user_id": [1, 2, 5, 6]}).statuses["whole"]
     assert found.tolist() == [Status.PRESENT, Status.NOT_FOUND, Status.NOT_FOUND, Status.PRESENT]
@@ -342,10 +343,9 @@ def test_a_full_disk_refuses_writes_until_there_is_space(directory: Path) -> Non
     store.apply([WHOLE])
     disk.allocate_error = errno.ENOSPC
     taken = 0
-    with pytest.raises(DiskFull):
-        while taken < 100:
-            store.push("whole", row(1, taken))
-            taken += 1
+    while not isinstance(store.push_group([("whole", row(1, taken))])[0], DiskFull):
+        taken += 1
+        assert taken < 100
     for _ in range(3):
         with pytest.raises(DiskFull):
             store.push("whole", row(1, taken))

@@ -292,7 +292,7 @@ cdef class ServerSession:
 
 
 def answer_frame(Plan plan not None, uint64_t request_id, list params not None, size_t reply_size_max) -> bytes:
-    """The reply to a GET in a native format, made in any thread. params: as `handle` was given them, so checked already.
+    """The reply to a GET in a native format, made in any thread. params: as `handle` was given them: checked.
 
     Raises BeforeHistory, DataError.
     """
