@@ -42,6 +42,7 @@ from .snapshot import (
     read_parts,
 )
 
+Where = str | os.PathLike[str]
 Progress = Callable[[str, int, int], object]  # what is being worked on, how much of it is done, of how much
 
 LOG, SNAPSHOTS, HISTORY, LOCK = "log", "snapshots", "history", "LOCK"
@@ -68,8 +69,8 @@ class Parts(NamedTuple):
         return f"{self.path}/{LOG}"
 
 
-def parts_of(files: Files, path: str, snapshots: str | None, history: str | None) -> Parts:
-    path = os.path.abspath(path)
+def parts_of(files: Files, directory: Where, snapshots: str | None, history: str | None) -> Parts:
+    path = os.path.abspath(directory)
     return Parts(
         files,
         path,
@@ -93,7 +94,7 @@ class CheckReport:
 
 
 def check_directory(
-    path: str,
+    directory: Where,
     *,
     snapshots: str | None = None,
     history: str | None = None,
@@ -104,7 +105,7 @@ def check_directory(
 
     snapshots, history: their URLs, as given to Store.open. Raises StorageError where there is no directory.
     """
-    parts = parts_of(files or Files(), path, snapshots, history)
+    parts = parts_of(files or Files(), directory, snapshots, history)
     if not parts.files.is_directory(parts.path):
         raise StorageError(f"{parts.path}: there is no such directory; name the one that Store.open was given")
     report = check_once(parts, progress)
@@ -262,8 +263,8 @@ class Copy:
 
 
 def backup(
-    directory: str,
-    to: str,
+    directory: Where,
+    to: Where,
     *,
     snapshots: str | None = None,
     history: str | None = None,
@@ -278,7 +279,7 @@ def backup(
     """
     files = files or Files()
     source = parts_of(files, directory, snapshots, history)
-    target = open_place(files, to)
+    target = open_place(files, os.fspath(to))
     if target.list():
         raise StorageError(f"{target.where} holds files; back up to an empty place, one for each backup")
     info = copy_until_whole(source, target, progress)
@@ -390,8 +391,8 @@ def read_backup(place: Place) -> BackupInfo:
 
 
 def restore(
-    backup: str,
-    directory: str,
+    backup: Where,
+    directory: Where,
     *,
     snapshots: str | None = None,
     history: str | None = None,
@@ -405,7 +406,7 @@ def restore(
     Store.open; empty the directory and restore again.
     """
     files = files or Files()
-    source = open_place(files, backup)
+    source = open_place(files, os.fspath(backup))
     info = read_backup(source)
     target = parts_of(files, directory, snapshots, history)
     refuse_full(target)

@@ -6,12 +6,15 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fastfeat import Entity, FeatureView, Field, Store
 from fastfeat.errors import DirectoryLocked, HistoryCorrupt, LayoutMismatch, LogCorrupt, SnapshotCorrupt, StorageError
 from fastfeat.files import Files
 from fastfeat.history import History
@@ -29,7 +32,7 @@ from fastfeat.snapshot import (
 
 from .histories import Model, row_of, same
 from .object_store import object_store
-from .test_snapshot import assert_parts, info_of
+from .test_snapshot import HOUR_US, assert_parts, info_of
 from .test_snapshot import parts_of as snapshot_parts
 
 FIRST, SECOND = "00000000000000000001", "00000000000000000002"
@@ -422,3 +425,52 @@ def test_a_store_that_never_stands_still_is_no_endless_loop(store: Miniature, tm
 
     with pytest.raises(StorageError, match="changed each of 5 times"):
         backup(store.parts.path, str(tmp_path / "backup"), files=Vanishing())
+
+
+# --- with a real store
+
+
+def test_a_store_restored_while_it_took_pushes_gives_every_answer(tmp_path: Path) -> None:
+    """Now and as of the past, which only the history holds: the view keeps the latest row alone."""
+    user = Entity("user", join_keys={"user_id": "int64"})
+    view = FeatureView("profile", entity=user, schema=[Field("score", "float64")], keep="latest")
+    acknowledged = 0
+    stop = threading.Event()
+
+    def push(store: Store) -> None:
+        nonlocal acknowledged
+        while not stop.is_set():
+            n = acknowledged
+            store.push("profile", {"user_id": n % 10, "score": float(n), "event_timestamp": n * HOUR_US})
+            acknowledged += 1
+
+    def scores(store: Store, at: int) -> list[float | None]:
+        rows = {"user_id": np.arange(10, dtype=np.int64)}
+        found: list[float | None] = store.get_online_features(["profile:score"], rows, as_of=at * HOUR_US).to_dict()[
+            "profile:score"
+        ]
+        return found
+
+    with Store.open(tmp_path / "store", capacity_bytes=64 << 20, segment_size=16 << 10) as store:
+        store.apply([view])
+        pusher = threading.Thread(target=push, args=(store,))
+        pusher.start()
+        try:
+            for turn in range(3):
+                while acknowledged < 100 * (turn + 1):
+                    time.sleep(0.001)
+                store.flush_history()
+                store.snapshot()
+            until = acknowledged
+            backup(str(tmp_path / "store"), str(tmp_path / "backup"))
+        finally:
+            stop.set()
+            pusher.join()
+        moments = [5, 150, until - 1]
+        expected = [scores(store, at) for at in moments]
+        assert check_directory(str(tmp_path / "store")).problems == []
+    assert check_directory(str(tmp_path / "store")).problems == []
+    restore(str(tmp_path / "backup"), str(tmp_path / "again"))
+    with Store.open(tmp_path / "again", capacity_bytes=64 << 20) as store:
+        assert [scores(store, at) for at in moments] == expected
+        assert expected[1] == [float(n) for n in (150, *range(141, 150))]
