@@ -20,7 +20,7 @@ from fastfeat.cli.definitions import load_definitions
 from fastfeat.errors import SchemaError
 from fastfeat.protocol import DEFAULT_PORT
 
-COMMANDS = ["demo", "serve", "load", "get", "info", "snapshot", "compact", "bench"]
+COMMANDS = ["demo", "serve", "load", "get", "info", "snapshot", "compact", "check", "backup", "restore", "bench"]
 
 DEFINITIONS = '''
 """Features of users."""

@@ -120,6 +120,41 @@ def test_a_directory_that_nobody_has_open_is_opened(tmp_path: Path, capsys: pyte
     assert json.loads(printed(["compact", directory, "--json"], capsys))["rows_erased"] == 0
 
 
+def test_a_store_in_use_is_checked_backed_up_and_restored(
+    url: str, directory: str, definitions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = printed(["check", directory], capsys)
+    assert all(text in shown for text in ("history", "log", "records", "everything matches its checksum"))
+    backup, other = str(tmp_path / "backup"), str(tmp_path / "other")
+    assert printed(["backup", directory, backup], capsys).startswith(f"backed up {directory} to {backup}: ")
+    made = json.loads(printed(["restore", backup, other, "--json"], capsys))
+    assert made["files"] > 0
+    assert json.loads(printed(["check", other, "--json"], capsys))["problems"] == []
+    with fastfeat.Store.open(other, capacity_bytes=64 << 20) as store:
+        assert store.get_feature_vector("scoring", {"user_id": 7}).tolist() == [41.0, 20.0]
+        assert store.get_feature_vector("scoring", {"user_id": 7}, as_of=MONDAY_US).tolist() == [41.0, 10.0]
+    assert app.run(["restore", backup, other]) == app.FAILED
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_damaged_directory_is_told_and_the_exit_code_is_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = str(tmp_path / "data")
+    user = fastfeat.Entity("user", join_keys={"user_id": "int64"})
+    view = fastfeat.FeatureView("profile", entity=user, schema=[fastfeat.Field("x", "float64")])
+    with fastfeat.Store.open(directory, capacity_bytes=64 << 20) as store:
+        store.apply([user, view])
+        store.push("profile", {"user_id": 1, "event_timestamp": MONDAY_US, "x": 1.0})
+    victim = next(path for path in sorted(Path(directory, "snapshots").rglob("*.arrow")) if path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    assert app.run(["check", directory]) == app.FAILED
+    shown = capsys.readouterr()
+    assert shown.err == f"fastfeat: 1 problem in {directory}\n"
+    assert "problem" in shown.out
+    assert victim.name in shown.out.replace("\n", "")
+
+
 @pytest.mark.parametrize("command", ["snapshot", "compact"])
 def test_no_directory_is_begun_by_asking_for_one(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

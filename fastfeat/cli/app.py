@@ -11,7 +11,7 @@ import typer
 import fastfeat
 from fastfeat.errors import FastFeatError
 
-from . import bench, demo, load, read, serve, storage
+from . import bench, demo, inspection, load, read, serve, storage
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -35,6 +35,9 @@ app.command()(read.get)
 app.command()(read.info)
 app.command()(storage.snapshot)
 app.command()(storage.compact)
+app.command()(inspection.check)
+app.command()(inspection.backup)
+app.command()(inspection.restore)
 app.command()(bench.bench)
 
 

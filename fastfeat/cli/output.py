@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -68,6 +69,24 @@ def waiting(for_what: str, quiet: bool) -> Iterator[None]:
         return
     with Console(stderr=True).status(for_what):
         yield
+
+
+@contextmanager
+def steps(quiet: bool) -> Iterator[Callable[[str, int, int], object]]:
+    """For long work: call it with the step, how much is done and of how much (0: unknown). Bars on stderr, if anybody
+    looks."""
+    if not shows_progress(quiet):
+        yield lambda step, done, total: None
+        return
+    with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(step, total=None)
+            bars.update(tasks[step], completed=done, total=total or None)
+
+        yield advance
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
