@@ -33,7 +33,7 @@ from ._core.arena import Arena
 from ._core.exports import export_shards, shards_of
 from ._core.table import Clock, Table
 from .commits import DEFINITIONS, DELETE, ROWS, Commits, Prepared, view_of_record
-from .errors import ArenaFull, DataError, ReadOnly, SnapshotCorrupt, StorageError
+from .errors import ArenaFull, DataError, DirectoryLocked, ReadOnly, SnapshotCorrupt, StorageError
 from .files import Files
 from .history import CompactReport, Covered, History
 from .log import Log, Record
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 log_lines = logging.getLogger("fastfeat")
 
 Fsync = Literal["always", "interval", "off"]
-TAIL_CAPACITY: Final = 1 << 36  # reserved, not used: a tail is flushed long before
+TAIL_CAPACITY: Final = 1 << 34  # reserved, not used: a tail is flushed long before
+READER_ATTEMPTS: Final = 10
 KEPT_SNAPSHOTS: Final = 2
 KEEPER_SECONDS: Final = 1.0  # between two looks
 EVERY_SEQUENCE: Final = 2**63
@@ -162,13 +163,29 @@ class Storage:
 
     @classmethod
     def open(cls, files: Files, directory: str, options: Options, clock: Clock, target: Target) -> Storage:
-        storage = cls(files, directory, options, clock, target)
+        attempts = READER_ATTEMPTS if options.read_only else 1
+        while True:
+            attempts -= 1
+            storage = cls(files, directory, options, clock, target)
+            try:
+                storage._open()
+            except BaseException as error:
+                storage._let_go()
+                if not (attempts and isinstance(error, (StorageError, OSError)) and storage._has_owner()):
+                    raise
+                target.reset()  # what was there a moment ago may be what the owner has just replaced
+            else:
+                return storage
+
+    def _has_owner(self) -> bool:
+        path = os.path.join(self.directory, "LOCK")
+        if not self.files.exists(path):
+            return False
         try:
-            storage._open()
-        except BaseException:
-            storage._let_go()
-            raise
-        return storage
+            self.files.close(self.files.lock(path))
+        except DirectoryLocked:
+            return True
+        return False
 
     def _open(self) -> None:
         if not self.options.read_only:

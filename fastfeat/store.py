@@ -247,6 +247,7 @@ class Store:
         batch that met the limit changed nothing, those before it stay); both carry `.report`.
         """
         from .arrow import read_batches
+        from .loads import load_durably
 
         definition, table = self._view(view)
         report = LoadReport(definition.name)
@@ -254,11 +255,11 @@ class Store:
         batches = read_batches(definition, source, report, event_time=event_time, created_time=created_time)
         try:
             with load_progress(definition.name, source) if progress else nullcontext(ignore_rows) as advance:
+                if self._storage is not None:
+                    load_durably(self._commit, table, batches, workers, report, advance)
+                    return report
                 for batch in batches:
-                    if self._storage is None:
-                        table.append_arrow(batch, workers)
-                    else:
-                        self._commit(Write(table, batch=table.arrow_batch(batch), stamped=False, threads=workers))
+                    table.append_arrow(batch, workers)
                     advance(batch.num_rows)
         except (DataError, StorageError) as error:
             error.report = report

@@ -254,6 +254,29 @@ def test_a_reader_beside_the_owner_sees_what_was_there(directory: Path, store: S
     fill(store, range(6, 7))
 
 
+def test_a_reader_opens_whatever_the_owner_does_meanwhile(directory: Path, store: Store) -> None:
+    is_over = threading.Event()
+
+    def own() -> None:
+        second = 0
+        while not is_over.is_set():
+            fill(store, range(second, second + 1))
+            store.snapshot()
+            store.flush_history()
+            second += 1
+
+    owner = threading.Thread(target=own)
+    owner.start()
+    try:
+        for _ in range(15):
+            with open_store(directory, read_only=True) as reader:
+                rows = {name: view["rows"] for name, view in reader.info()["views"].items()}
+                assert rows["whole"] % 4 == 0
+    finally:
+        is_over.set()
+        owner.join()
+
+
 def test_a_reader_of_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="not there"):
         open_store(tmp_path / "none", read_only=True)

@@ -39,13 +39,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "audit": {"errors", "places", "catalog", "rowfile", "deletes"},
     "history": TYPES | {"places", "cache", "catalog", "rowfile", "merging", "deletes", "audit"},
     "commits": TYPES | {"_core", "log"},
+    "loads": {"_core", "commits", "report"},
     "receipts": TYPES | {"schema"},
     "durable": TYPES | {"schema", "_core", "arrow", "files", "places", "log", "snapshot", "history", "commits", "rows"},
     "past": TYPES | {"schema", "_core", "arrow", "history", "durable", "rows"},
     "rows": TYPES | {"schema", "result", "_core"},
     "store": TYPES
     | {"schema", "_core", "times", "arrow", "result", "report", "files", "commits", "durable", "past", "receipts"}
-    | {"history", "snapshot"},
+    | {"history", "snapshot", "loads"},
     "inspection": TYPES | {"schema", "files", "places", "log", "snapshot", "catalog", "history", "durable"},
     "protocol": {"errors", "dtypes", "status", "_core"},
     "client": TYPES | {"schema", "protocol", "times", "result", "report", "sources", "_core"},
