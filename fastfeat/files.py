@@ -173,4 +173,4 @@ def write_file(files: Files, path: str, data: Data) -> None:
         with suppress(OSError):
             files.remove(temporary)
         raise
-    files.sync_directory(os.path.dirname(path))
+    files.sync_directory(os.path.dirname(path) or os.curdir)

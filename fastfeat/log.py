@@ -64,6 +64,7 @@ WORD = np.dtype("<u8")
 CHUNK_SIZE = 8 << 20  # looked through at once: bounds the memory that a search takes
 CLOSED = 0  # the kind of the mark that a clean close leaves
 SEGMENT_NAME = re.compile(r"\d{20}\.seg")
+TORN_NAME = re.compile(r"torn-\d{20}\.bin")
 SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT})
 REFUSAL_ERRORS = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
@@ -108,11 +109,10 @@ class Log:
 
     def __init__(self, files: Files, directory: str, segment_size: int) -> None:
         self._files = files
-        self._directory = directory
+        self._directory = os.path.abspath(directory)
         self._segment_size = max(segment_size, HEAD_SIZE + 2 * FRAME_SIZE) + 7 & ~7
         self._segments: list[Segment] = []
         self._fd = -1
-        self._is_full = False  # the next record begins a segment
         self._is_marked = False  # the last frame is the mark of a clean close
         self._refusal: StorageError | None = None  # why nothing is written any more
         self.end = 0
@@ -132,7 +132,7 @@ class Log:
 
         required:  a position known to be durable from elsewhere; a log that ends before it has lost something.
         read_only: nothing on the disk is changed, a torn tail is left out.
-        Raises LogCorrupt (damage, or a segment is missing), DiskFull, ReadOnly, LogFailed (the disk fails).
+        Raises LogCorrupt (damage, or a segment is missing), DiskFull, ReadOnly, LogFailed, StorageError (unreadable).
         """
         log = cls(files, directory, segment_size)
         try:
@@ -174,7 +174,7 @@ class Log:
                 yield from self._records(segment, max(start, segment.first), stop)
 
     def _records(self, segment: Segment, position: int, stop: int) -> Iterator[Record]:
-        data = self._files.read(segment.path)
+        data = read_whole(self._files, segment.path)
         while position < stop:
             frame = read_frame(segment, data, position)
             if isinstance(frame, str):
@@ -209,7 +209,7 @@ class Log:
         room = FRAME_SIZE + (size + 7 & ~7)
         # Room for a mark is always left: a clean close must not need another segment.
         spare = 0 if kind == CLOSED else FRAME_SIZE
-        if self._is_full or self._segments[-1].offset(self.end) + room + spare > self._segments[-1].size:
+        if self._segments[-1].offset(self.end) + room + spare > self._segments[-1].size:
             self._begin(room + FRAME_SIZE)
         segment = self._segments[-1]
         frame = pack_frame(segment.salt, kind, self.end, self.durable, size, parts)
@@ -232,8 +232,11 @@ class Log:
         self.durable = end
 
     def roll(self) -> None:
-        """Let the next record begin a new segment, so that this one can be dropped."""
-        self._is_full = self.end > self._segments[-1].first
+        """Go on in a new segment, so that what is written so far can be dropped. Raises as `append` does."""
+        if self._refusal is not None:
+            raise again(self._refusal)
+        if self.end > self._segments[-1].first:
+            self._begin(0)
 
     def drop_before(self, position: int) -> None:
         """Remove the segments that end at or below a position; the last one always stays."""
@@ -250,9 +253,14 @@ class Log:
 
     def remove_torn(self) -> None:
         """Remove the torn tails that were set aside."""
-        for name in self._files.list(self._directory):
-            if name.startswith("torn-"):
+        if self._refusal is not None:
+            raise again(self._refusal)
+        try:
+            for name in filter(TORN_NAME.fullmatch, self._files.list(self._directory)):
                 self._files.remove(os.path.join(self._directory, name))
+        except OSError as error:
+            raise self._refuse(error, f"removing torn tails from {self._directory}") from error
+        self._sync_directory()
 
     def close(self) -> None:
         """Sync, leave the mark of a clean close, let go. Nothing is written to a log that failed or is read-only."""
@@ -334,16 +342,18 @@ class Log:
             previous=kept[-1].first if kept else self.end,
         )
         fd = self._make(segment)
+        # Until it is whole the log counts as failed: an interrupt in between would leave it with two places to go on.
+        self._refusal = LogFailed(f"naming {segment.path} was interrupted; open the store again")
         try:
             # Ordering: the header is synced; from here on the name promises all that is before it.
             self._files.rename(segment.path + ".tmp", segment.path)
+            self._files.sync_directory(self._directory)
         except OSError as error:
             self._files.close(fd)
             raise self._fail(error, f"naming {segment.path}") from error
         if self._fd >= 0:
             self._files.close(self._fd)
-        self._fd, self._segments, self._is_full = fd, [*kept, segment], False
-        self._sync_directory()
+        self._fd, self._segments, self._refusal = fd, [*kept, segment], None
 
     def _make(self, segment: Segment) -> int:
         """The new segment's file under its temporary name; a failure leaves nothing that counts."""
@@ -393,14 +403,19 @@ class Log:
 
     def _find_end(self, required: int, read_only: bool) -> None:
         segment = self._segments[-1]
-        data = self._files.read(segment.path)
+        data = read_whole(self._files, segment.path)
         position, durable = segment.first, segment.first
-        while isinstance(frame := read_frame(segment, data, position), Frame):
-            position, durable, self._is_marked = frame.end, frame.durable, frame.kind == CLOSED
+        while True:
+            while isinstance(frame := read_frame(segment, data, position), Frame):
+                position, durable, self._is_marked = frame.end, frame.durable, frame.kind == CLOSED
+            written = last_written(data)
+            promised = find_promise(segment, data, position, written)
+            # Where this only reads, the owner may have written on meanwhile: then a frame is here now.
+            if not promised or isinstance(read_frame(segment, data, position), str):
+                break
         if required > position:
             raise damage(segment, position, frame, f"the store knows that everything below {required} was")
-        written = last_written(data)
-        if promised := find_promise(segment, data, position, written):
+        if promised:
             raise damage(segment, position, frame, f"a later frame says that everything below {promised} was")
         self.end = position
         self.durable = max(durable, segment.first)
@@ -502,7 +517,7 @@ def last_written(data: memoryview) -> int:
 
 def read_segment(files: Files, path: str) -> Segment:
     """A segment by its header; LogCorrupt where that is not what was written."""
-    data, name = files.read(path), os.path.basename(path)
+    data, name = read_whole(files, path), os.path.basename(path)
     if len(data) < HEAD_SIZE:
         raise broken(path, f"the file has {len(data)} B, its header alone {HEAD_SIZE}")
     magic, checksum, salt, first, size, previous = SEGMENT_HEAD.unpack_from(data)
@@ -513,6 +528,13 @@ def read_segment(files: Files, path: str) -> Segment:
     if size != len(data):
         raise broken(path, f"the file has {len(data)} B, its header says {size}")
     return Segment(path, salt, first, size, previous)
+
+
+def read_whole(files: Files, path: str) -> memoryview:
+    try:
+        return files.read(path)
+    except OSError as error:
+        raise StorageError(f"reading {path}: {error}; nothing is known about what it holds") from error
 
 
 def check_chain(pair: Sequence[Segment]) -> None:
