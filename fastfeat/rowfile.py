@@ -35,7 +35,7 @@ TIMES = (EVENT_TIME, CREATED_TIME, SEQUENCE)
 
 COMPRESSION = "lz4"
 GROUP_SIZE_AIM = 1 << 19  # of a row group's values in memory
-GROUP_ROWS_MIN, GROUP_ROWS_MAX = 64, 32_768
+GROUP_ROWS_MIN, GROUP_ROWS_MAX = 64, 16_384
 GROUPS_KEY = b"fastfeat.groups"  # in the footer: [start, size, crc32] of each row group
 TAIL_SIZE = 8  # Parquet's last bytes: the footer's size (4) and its magic (4)
 

@@ -33,6 +33,7 @@ from .histories import (
     check_damage,
     check_erasure,
     check_failures,
+    check_latest_delete,
     check_pruning,
     check_readers,
     hash_of,
@@ -178,7 +179,7 @@ def test_the_cache_keeps_what_was_used_last_and_no_more_than_it_may() -> None:
 def test_wide_rows_make_row_groups_of_few_rows_and_narrow_ones_of_many() -> None:
     times = {name: np.zeros(100_000, np.int64) for name in ("event_timestamp", "created_timestamp", "_sequence")}
     narrow = pa.table({"id": np.arange(100_000), **times})
-    assert rowfile.group_rows(narrow) == rowfile.GROUP_ROWS_MAX
+    assert rowfile.group_rows(narrow) * 4 * 8 == rowfile.GROUP_SIZE_AIM
     wide = pa.table({"id": np.arange(1_000), **{f"f{n}": np.zeros(1_000) for n in range(500)}})
     assert rowfile.group_rows(wide) * 501 * 8 == pytest.approx(rowfile.GROUP_SIZE_AIM, rel=0.05)
 
@@ -328,23 +329,7 @@ def test_a_delete_erases_what_was_created_before_it_and_nothing_else(monkeypatch
 
 
 def test_the_latest_delete_of_a_key_counts_and_takes_also_rows_that_come_after_it() -> None:
-    history = History.open(MemoryPlace())
-    model = Model()
-    for deleted_us in (50, 70, 60):
-        history.add(*model.add({}, {"user": {(1,): deleted_us, (2,): 10}}))
-    same(history, model)
-    assert history.deletes("user").to_pylist() == [
-        {"user_id": 1, "deleted_us": 70},
-        {"user_id": 2, "deleted_us": 10},
-    ]
-    history.add(*model.add({"user": [row_of("user", (1,), 0, created) for created in (69, 70)]}, {}))
-    history.compact(all_files=True)
-    same(history, model.erased())
-    assert history.compact(all_files=True).buckets == 0
-    history.add(*model.add({}, {"user": {(1,): 80}}))
-    assert history.compact(all_files=True).rows_erased == 1
-    assert history._catalog.files == ()
-    same(history, model.erased())
+    check_latest_delete()
 
 
 def test_readers_keep_the_files_of_the_catalog_that_they_began_with() -> None:
@@ -394,8 +379,17 @@ def test_a_compaction_beside_adds_and_readers_loses_nothing() -> None:
 # --- crashes, failures, damage
 
 
-def test_a_crash_after_any_change_loses_nothing_and_leaves_nothing() -> None:
-    assert check_crashes() > 40
+def test_power_loss_before_any_change_loses_nothing_and_leaves_nothing() -> None:
+    assert check_crashes(seeds=2) > 150
+
+
+def test_power_loss_while_recovering_from_one_changes_nothing() -> None:
+    assert check_crashes(seeds=1, also_recovering=True) > 75
+
+
+@pytest.mark.long
+def test_power_loss_leaves_ten_thousand_disks_whole() -> None:
+    assert check_crashes(seeds=60, also_recovering=True) + check_crashes(seeds=60) > 10_000
 
 
 def test_any_failing_change_leaves_the_history_as_it_was_and_it_goes_on() -> None:
