@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -277,6 +278,15 @@ def test_every_flipped_bit_is_found(place: Place, campaign: str) -> None:
             assert_damage_is_found(place, name, bytes(damaged))
         Path(place.where, name).write_bytes(good)
     assert_parts(read_all(place)[1], [Part("profile", 0, rows_of(0, 2), heads_of(0, 1))])
+
+
+def test_a_skipped_checksum_is_caught(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A positive control of the tests above."""
+    monkeypatch.setattr("fastfeat.snapshot.zlib", SimpleNamespace(crc32=lambda data: 7))
+    name, good = next((name, data) for name, data in small(place).items() if "/rows/" in name)
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        for at in range(len(good)):
+            assert_damage_is_found(place, name, good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
 
 
 def test_a_longer_a_missing_and_an_exchanged_file_are_found(place: Place) -> None:
