@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fastfeat import rowfile
-from fastfeat.errors import DiskFull, HistoryCorrupt
+from fastfeat.errors import DiskFull, HistoryCorrupt, StorageError
 from fastfeat.files import Files
 from fastfeat.history import Covered, History
 from fastfeat.places import Place, open_place
@@ -230,6 +230,20 @@ def check_crashes(seeds: int, also_recovering: bool = False) -> int:
                 image = image.image(seed)
             check_recovered(History.open(place_on(image)), told)
             tried += 1
+    raise AssertionError("unreachable")
+
+
+def check_failing_calls(code: int) -> int:
+    """Each call to the disk fails once: a typed error or none, and the disk holds what was told. Returns the calls."""
+    for number in itertools.count(1):
+        disk = FaultyFiles(fail_at=(number, code))
+        told: list[Model] = []
+        with suppress(StorageError):
+            life_on(disk, told)
+        if disk.calls < number:
+            return number
+        for recovered in (disk.image(number), FaultyFiles.holding(disk.contents())):
+            check_recovered(History.open(place_on(recovered)), told)
     raise AssertionError("unreachable")
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fastfeat import rowfile
 from fastfeat.cache import Cache
 from fastfeat.catalog import Catalog, catalog_name, encode_catalog
-from fastfeat.errors import HistoryCorrupt, ReadOnly, StorageError
+from fastfeat.errors import HistoryCorrupt, ReadOnly
 from fastfeat.files import Files
 from fastfeat.history import BUCKETS, Covered, History, bucket_of
 from fastfeat.merging import MERGE_AT, files_to_merge
@@ -29,10 +29,7 @@ from .histories import (
     Model,
     as_rows,
     ask,
-    check_crashes,
-    check_damage,
     check_erasure,
-    check_failures,
     check_latest_delete,
     check_pruning,
     check_readers,
@@ -374,45 +371,6 @@ def test_a_compaction_beside_adds_and_readers_loses_nothing() -> None:
     history.compact(all_files=True)
     same(history, model)
     assert len(history._place.list()) == len(history._catalog.names()) + 2
-
-
-# --- crashes, failures, damage
-
-
-def test_power_loss_before_any_change_loses_nothing_and_leaves_nothing() -> None:
-    assert check_crashes(seeds=2) > 150
-
-
-def test_power_loss_while_recovering_from_one_changes_nothing() -> None:
-    assert check_crashes(seeds=1, also_recovering=True) > 75
-
-
-@pytest.mark.long
-def test_power_loss_leaves_ten_thousand_disks_whole() -> None:
-    assert check_crashes(seeds=60, also_recovering=True) + check_crashes(seeds=60) > 10_000
-
-
-def test_any_failing_change_leaves_the_history_as_it_was_and_it_goes_on() -> None:
-    assert check_failures() > 30
-
-
-@pytest.mark.usefixtures("small_groups")
-def test_no_damage_gives_a_wrong_row() -> None:
-    assert check_damage() > 4_000
-
-
-def test_a_place_that_does_not_answer_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = MemoryPlace()
-    history = History.open(place)
-    written(history)
-
-    def fail(name: str) -> pa.NativeFile:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(place, "open", fail)
-    with pytest.raises(StorageError, match="no route to host") as caught:
-        ask(history, "user", [(1,)])
-    assert not isinstance(caught.value, HistoryCorrupt)
 
 
 # --- any series
