@@ -19,6 +19,11 @@ ROWS_OF = {1: 1, 2: 2, 3: 3}  # by generation, so that one is never taken for an
 IMAGES = [pytest.param(3, id="quick"), pytest.param(60, id="long", marks=pytest.mark.long)]
 
 
+@pytest.fixture(autouse=True)
+def several_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastfeat.snapshot.GROUP_SIZE", 1)
+
+
 def place_on(files: FaultyFiles) -> Place:
     return open_place(files, f"{ROOT}/snapshots")
 
