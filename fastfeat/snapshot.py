@@ -22,7 +22,7 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -333,10 +333,16 @@ def read_file(home: Place, name: str) -> memoryview:
 # --- removing
 
 
-def remove_snapshots(place: Place, keep: int) -> None:
-    """Remove all but the newest `keep`, oldest first; of each the manifest first, so none is ever seen half removed."""
-    for generation in reversed(list_snapshots(place)[keep:]):
-        place.remove(f"{folder(generation)}/{MANIFEST}")
+def remove_snapshots(place: Place, keep: int, *, damaged: Collection[int] = ()) -> None:
+    """Remove all but the newest `keep`, oldest first; of each the manifest first, so none is ever seen half removed.
+
+    damaged: generations that are known to be; they go too, and count as none that is kept.
+    """
+    generations = list_snapshots(place)
+    kept = [generation for generation in generations if generation not in damaged][:keep]
+    for generation in reversed(generations):
+        if generation not in kept:
+            place.remove(f"{folder(generation)}/{MANIFEST}")
     remove_leftovers(place)
 
 

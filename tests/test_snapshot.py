@@ -230,6 +230,13 @@ def test_generations_are_listed_newest_first_and_the_oldest_go(place: Place) -> 
     assert list(Path(place.where).iterdir()) == []
 
 
+def test_damaged_snapshots_go_and_count_as_none_that_is_kept(place: Place) -> None:
+    for _ in range(4):
+        take(place)
+    remove_snapshots(place, 2, damaged={3})
+    assert list_snapshots(place) == [4, 2]
+
+
 @pytest.mark.parametrize("fails_in", ["parts", "finish"])
 def test_a_snapshot_that_fails_leaves_nothing_and_the_older_one_whole(place: Place, fails_in: str) -> None:
     take(place)
