@@ -198,6 +198,14 @@ cdef Status group_prepare(
     return status
 
 
+cdef inline void prefetch_block(const TableView* view, uint64_t hash) noexcept nogil:
+    """Ask for the block in the hash's first slot, which most often is the entity's; the slot itself is on its way."""
+    cdef uint64_t word = view.slots[shard_of(view, hash)]
+    cdef uint64_t block_at = slots_of(view.arena.base, word)[hash & slots_mask(word)].block_at
+    if block_at != 0:
+        prefetch(view.arena.base + block_at)
+
+
 cdef Status shards_prepare(
     const TableView* view, ShardWriter* writers, const BatchView* batch, const Grouping* group, const uint64_t* hashes,
     uint32_t shard_low, uint32_t shard_high, int64_t now_us, uint8_t* staging,
@@ -210,6 +218,7 @@ cdef Status shards_prepare(
     cdef int64_t i
     cdef uint32_t shard
     cdef uint64_t word
+    cdef const uint8_t* images
     cdef const uint8_t* image
     cdef const uint8_t* key
     cdef Status status
@@ -225,8 +234,13 @@ cdef Status shards_prepare(
         for i in range(start, end):
             word = view.slots[shard_of(view, hashes[i])]
             prefetch(&slots_of(view.arena.base, word)[hashes[i] & slots_mask(word)])
-        if staging != NULL:
+        images = staging
+        if batch.columns == NULL:
+            images = batch.images + start * view.row_stride
+        elif staging != NULL:
             batch_encode(batch, start, end, staging)
+        for i in range(start, end):
+            prefetch_block(view, hashes[i])
         for i in range(start, end):
             shard = shard_of(view, hashes[i])
             if group.counts[i] and shard_low <= shard < shard_high:
@@ -239,7 +253,7 @@ cdef Status shards_prepare(
             shard = shard_of(view, hashes[i])
             if group.counts[i] and shard_low <= shard < shard_high:
                 entity_open(&entity, view, writers, &batch.keys, i, hashes[i], pending[i - start])
-                image = staging + (i - start) * view.row_stride if staging != NULL else NULL
+                image = images + (i - start) * view.row_stride if images != NULL else NULL
                 status = group_prepare(&entity, group, i, image, &one)
                 if status != OK:
                     return status
