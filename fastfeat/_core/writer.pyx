@@ -148,8 +148,6 @@ cdef Status pending_add(
         return ARENA_FULL
     pending.is_claimed = is_claimed
     writer.claimed += is_claimed
-    if pending.slot.block_at != 0:
-        prefetch(view.arena.base + pending.slot.block_at)
     return OK
 
 
@@ -196,6 +194,17 @@ cdef Status group_prepare(
     if count > 1:
         free(refs)
     return status
+
+
+cdef inline void prefetch_old(const TableView* view, const Pending* pending) noexcept nogil:
+    """Ask for the rest of a packed row and for the head, which merging will read; the block's first line is here."""
+    cdef const BlockHeader* block
+    if pending.slot.block_at != 0:
+        block = block_of(view, pending.slot.block_at)
+        prefetch(<const uint8_t*>block + 64)
+        if block.head_at != 0:
+            prefetch(view.arena.base + block.head_at)
+            prefetch(view.arena.base + block.head_at + 64)
 
 
 cdef inline void prefetch_block(const TableView* view, uint64_t hash) noexcept nogil:
@@ -249,6 +258,7 @@ cdef Status shards_prepare(
                 status = pending_add(view, &writers[shard], hashes[i], key, key_size(&batch.keys, i))
                 if status != OK:
                     return status
+                prefetch_old(view, <Pending*>writers[shard].pending.data + pending[i - start])
         for i in range(start, end):
             shard = shard_of(view, hashes[i])
             if group.counts[i] and shard_low <= shard < shard_high:
