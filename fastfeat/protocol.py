@@ -4,6 +4,7 @@
     HELLO {version, frame_size_max}          -->   its limits
     PREPARE {features} or {service}          -->   plan number, keys, features
     GET [plan, keys, format, as_of, known_at] -->  statuses, event times, values
+    ANSWER [features, keys, ...], REPLAY     -->   a receipt, features, statuses, event times, values
     PUSH, DELETE, LOAD, SNAPSHOT, INFO, ...  -->   ...
 
 docs/PROTOCOL.md is the contract; this module and the core's codec, session and exchange are the code.
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ __all__ = [
     "FRAME_SIZE_MAX",
     "FRAME_SIZE_MIN",
     "VERSION",
+    "Answer",
     "ClientSession",
     "Column",
     "Columns",
@@ -40,6 +42,7 @@ __all__ = [
     "PreparedPlan",
     "ServerSession",
     "answer_frame",
+    "answer_of",
     "columns_of",
     "join_columns",
     "matrix_of",
@@ -115,6 +118,30 @@ class ClientSession:
         return max(1, min(self.limits.entities_max, (frame_size - 256) // row_size))
 
 
+class Answer(NamedTuple):
+    """What the columns of an ANSWER or REPLAY are, and the receipt as it came."""
+
+    receipt: object
+    features: tuple[str, ...]
+    dtypes: tuple[DType, ...]
+    views: tuple[str, ...]
+    view_of: tuple[int, ...]
+
+
+def answer_of(result: object) -> tuple[Answer, Columns]:
+    """The result of ANSWER or REPLAY. Raises RemoteProtocolError: something else."""
+    try:
+        said: Any = result
+        names, kinds = zip(*said["features"], strict=True)
+        view_of, views = tuple(said["view_of"]), tuple(said["views"])
+        answer = Answer(said["receipt"], names, tuple(map(DType.parse, kinds)), views, view_of)
+        if len(view_of) != len(names) or not set(view_of) <= set(range(len(views))):
+            raise ValueError("a feature without a view")
+    except (KeyError, TypeError, ValueError) as error:
+        raise RemoteProtocolError(f"reply: it is no answer: {error!r:.100}") from None
+    return answer, columns_of(answer, said.get("result"))
+
+
 def part(result: object, count: int) -> list[Any]:
     if not isinstance(result, list) or len(result) != count:
         raise RemoteProtocolError(f"reply: GET's result is not an array of {count}")
@@ -129,7 +156,7 @@ def array_of(data: object, dtype: str, *shape: int) -> NDArray[Any]:
         raise RemoteProtocolError(f"reply: {type(data).__name__} is not {dtype} of shape {shape}") from None
 
 
-def columns_of(plan: PreparedPlan, result: object) -> Columns:
+def columns_of(plan: PreparedPlan | Answer, result: object) -> Columns:
     """Statuses, event times and columns of a GET in format COLUMNS, on the reply's own memory (read-only)."""
     statuses, times, rows, columns = part(result, 4)
     if not isinstance(rows, int) or not isinstance(columns, list) or len(columns) != len(plan.dtypes):

@@ -46,10 +46,12 @@ class Result:
     dtypes:       the features' types.
     statuses:     view -> uint8 [n] of Status (never NULL, which is of a value: `status(feature)`).
     event_times:  view -> int64 [n], microseconds since 1970 UTC of the row that answered or expired; 0 where none is.
-    receipt:      of a durable store's answer: Store.replay gives it again. None from elsewhere.
+    receipt:      of a durable store's answer: `replay` gives it again. None where there is none, or nobody asked.
+    views:        that were read. view_of: for each feature, the index of its view.
+    columns:      (valid, data, offsets) per feature, as drawn above.
     """
 
-    __slots__ = ("_columns", "_event_times", "_statuses", "_view_of", "dtypes", "names", "receipt", "views")
+    __slots__ = ("_event_times", "_statuses", "columns", "dtypes", "names", "receipt", "view_of", "views")
 
     def __init__(
         self,
@@ -65,10 +67,10 @@ class Result:
         self.names = tuple(features)
         self.dtypes = tuple(dtypes)
         self.views = tuple(views)
-        self._view_of = view_of
+        self.view_of = view_of
         self._statuses = statuses
         self._event_times = event_times
-        self._columns = columns
+        self.columns = columns
         self.receipt = receipt
 
     def __len__(self) -> int:
@@ -85,8 +87,8 @@ class Result:
     def status(self, feature: str) -> NDArray[np.uint8]:
         """The Status of every value of one feature, uint8 [n]: its view's, or NULL where the row holds a null."""
         at = self._position(feature)
-        of_view = self._statuses[self._view_of[at]]
-        is_null = (of_view == Status.PRESENT) & (self._columns[at][0] == 0)
+        of_view = self._statuses[self.view_of[at]]
+        is_null = (of_view == Status.PRESENT) & (self.columns[at][0] == 0)
         return np.where(is_null, np.uint8(Status.NULL), of_view)
 
     def to_numpy(self, dtype: str | np.dtype[Any] | type = "float64") -> NDArray[Any]:
@@ -103,7 +105,7 @@ class Result:
                 raise DataError(f"feature {name!r} is {kind} and has no float form; leave it out or use to_arrow()")
         matrix = np.empty((len(self), sum(kind.matrix_columns for kind in self.dtypes)), target)
         at = 0
-        for kind, (valid, data, _) in zip(self.dtypes, self._columns, strict=True):
+        for kind, (valid, data, _) in zip(self.dtypes, self.columns, strict=True):
             block = matrix[:, at : at + kind.matrix_columns]
             with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes an infinity, as in any cast
                 block[...] = data.reshape(block.shape)
@@ -115,14 +117,14 @@ class Result:
         """A pyarrow.Table: one column per feature in its exact type, null where there is no value."""
         import pyarrow as pa
 
-        arrays = [arrow_array(kind, column) for kind, column in zip(self.dtypes, self._columns, strict=True)]
+        arrays = [arrow_array(kind, column) for kind, column in zip(self.dtypes, self.columns, strict=True)]
         return pa.Table.from_arrays(arrays, names=list(self.names))
 
     def to_dict(self) -> dict[str, list[Any]]:
         """name -> list of Python values: None where there is none, timestamps as aware datetimes, vectors as lists."""
         return {
             name: list(python_values(kind, column, len(self)))
-            for name, kind, column in zip(self.names, self.dtypes, self._columns, strict=True)
+            for name, kind, column in zip(self.names, self.dtypes, self.columns, strict=True)
         }
 
     def to_pandas(self) -> pd.DataFrame:
@@ -150,7 +152,7 @@ class Result:
             yield f"  {view}: " + (", ".join(f"{count} {name}" for name, count in counts if count) or "no entities")
         width = max((len(name) for name in self.names[:REPR_FEATURES]), default=0)
         shown = min(len(self), REPR_ROWS)
-        for name, kind, column in zip(self.names[:REPR_FEATURES], self.dtypes, self._columns, strict=False):
+        for name, kind, column in zip(self.names[:REPR_FEATURES], self.dtypes, self.columns, strict=False):
             values = [short_repr(value) for value in python_values(kind, column, shown)]
             values += ["..."] if len(self) > shown else []
             yield f"  {name:<{width}}  {kind}  [{', '.join(values)}]"

@@ -357,34 +357,63 @@ class Store:
     # --- reading
 
     def get_online_features(
-        self, features: Features, entity_rows: EntityRows, *, as_of: Moment = None, known_at: Moment = None
+        self,
+        features: Features,
+        entity_rows: EntityRows,
+        *,
+        as_of: Moment = None,
+        known_at: Moment = None,
+        receipt: bool = True,
     ) -> Result:
         """The features of entities, as they stand now or stood at `as_of`, by what was known at `known_at`.
 
         features:    a FeatureService, its name, or a list of "view:field".
         entity_rows: a list of dicts of join keys, or a dict of columns (sequences, integer arrays, Arrow arrays).
+        receipt:     carry one if the store is durable. A client, for whom it takes a longer way, does not by itself.
         Raises UnknownView, UnknownFeature, DataError (keys, times), BeforeHistory. A missing entity is a status.
         """
-        storage, plan = self._storage, self._plan(features)
+        return self.answer(features, entity_rows, as_of, known_at, receipt=receipt)
+
+    def answer(
+        self,
+        features: Features,
+        entity_rows: EntityRows,
+        as_of: Moment,
+        known_at: Moment,
+        *,
+        receipt: bool = True,
+        size_max: int | None = None,
+    ) -> Result:
+        """get_online_features for whoever takes values of at most `size_max` bytes (the server); DataError beyond."""
         event_us, known_us = us(as_of, "as_of"), us(known_at, "known_at")
-        if storage is None:
-            return result_of(plan, plan.columns(entity_rows, event_us, known_us))
-        if event_us is None:
-            event_us = self._clock.now()
-        (answer, version), position = storage.commits.consistent(
-            lambda: (self._columns(plan, entity_rows, event_us, known_us), len(storage.versions))
-        )
+        storage = self._storage
+        if storage is None or not receipt:
+            plan = self._plan(features)
+            return result_of(plan, self._columns(plan, entity_rows, event_us, known_us, size_max))
+        moment = self._clock.now() if event_us is None else event_us
+
+        def read() -> tuple[Plan, Any, int]:  # the plan, too: the version must be the one that it was made under
+            plan = self._plan(features)
+            return plan, self._columns(plan, entity_rows, moment, known_us, size_max), len(storage.versions)
+
+        (plan, columns, version), position = storage.commits.consistent(read)
         asked = features if isinstance(features, str) else plan.features
         keys = plain_keys(plan.key_names, plan.key_types, entity_rows)
-        receipt = Receipt(asked, version, keys, event_us, known_us, position)
-        return result_of(plan, answer, receipt)
+        return result_of(plan, columns, Receipt(asked, version, keys, moment, known_us, position))
 
-    def _columns(self, plan: Plan, entity_rows: EntityRows, event_us: int | None, known_us: int | None) -> Any:
+    def _columns(
+        self,
+        plan: Plan,
+        entity_rows: EntityRows,
+        event_us: int | None,
+        known_us: int | None,
+        size_max: int | None,
+    ) -> Any:
         """Plan.columns, from the history where memory no longer has what it takes."""
         try:
-            return plan.columns(entity_rows, event_us, known_us)
+            return plan.columns(entity_rows, event_us, known_us, size_max)
         except BeforeHistory as error:
-            return self.past(plan, entity_rows, error).columns(entity_rows, event_us, known_us)
+            return self.past(plan, entity_rows, error).columns(entity_rows, event_us, known_us, size_max)
 
     def past(self, plan: Plan, entity_rows: EntityRows, error: BeforeHistory) -> Plan:
         """A plan like this one that has every row these entities ever had: for whoever met BeforeHistory.
@@ -408,11 +437,12 @@ class Store:
         wanted = parse_features(list(features), "the request")
         return past_plan(storage, self._clock, wanted, views, entity_rows, position)
 
-    def replay(self, receipt: Receipt) -> Result:
+    def replay(self, receipt: Receipt, *, size_max: int | None = None) -> Result:
         """The answer of this receipt again, from what was in the store then and under the definitions of then.
 
         What was deleted since is DELETED: forgetting wins. Raises UnknownView, UnknownFeature, DataError (a receipt of
-        another store), StorageError (the store has no directory).
+        another store; values of more than `size_max` bytes), StorageError (the store has no directory).
+        Source: docs/SEMANTICS.md, "Receipts".
         """
         storage = self._storage
         if storage is None:
@@ -422,14 +452,23 @@ class Store:
                 f"the receipt names version {receipt.version} of the definitions, and there are"
                 f" {len(storage.versions)}: it is of another store"
             )
+        if receipt.position > storage.commits.visible:
+            raise DataError(
+                f"the receipt is of position {receipt.position}, and the store is at {storage.commits.visible}: it is"
+                " of another store, or of a later state than this one"
+            )
         definitions = definitions_from_list(storage.versions[receipt.version - 1]["definitions"])
         _, then, services = merged(Definitions({}, {}, {}, {}), definitions)
         features = receipt.features
-        wanted = service_of(features, services).features if isinstance(features, str) else features
+        if isinstance(features, str):
+            wanted = service_of(features, services).features
+        else:
+            wanted = parse_features(features, "the receipt")
+            check_features(wanted, then, "the receipt")
         tables = self._definitions.tables
         views = {name: (view, tables[name]) for name, view in then.items()}
         plan = self._past(storage, [str(each) for each in wanted], receipt.entities, views, receipt.position)
-        return result_of(plan, plan.columns(receipt.entities, receipt.as_of, receipt.known_at), receipt)
+        return result_of(plan, plan.columns(receipt.entities, receipt.as_of, receipt.known_at, size_max), receipt)
 
     def get_feature_vector(
         self,

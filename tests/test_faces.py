@@ -1,8 +1,10 @@
-"""Store, Client and AsyncClient over the same Store: the same rows in, the same answers out."""
+"""Store, Client, AsyncClient and pipeline over the same Store: the same rows in, the same answers and receipts out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fastfeat import Entity, FeatureService, FeatureView, Field, Store, connect
-from fastfeat.errors import BeforeHistory, FastFeatError, IncompatibleSchema
+from fastfeat import Entity, FeatureService, FeatureView, Field, Receipt, Result, Status, Store, connect
+from fastfeat.client import Client
+from fastfeat.errors import (
+    CODE_OF,
+    BeforeHistory,
+    DataError,
+    FastFeatError,
+    IncompatibleSchema,
+    StorageError,
+    UnknownFeature,
+    UnknownView,
+)
 
-from .serving import serving
+from .serving import Raw, serving
 from .test_client import Awaited
 
 NOW_US = 1_700_000_000_000_000
@@ -59,7 +71,10 @@ def profiles(count: int, offset_us: int = 0) -> pa.Table:
 
 
 def same(store: Store, client: Any, features: Any, rows: Any, **times: Any) -> None:
-    mine, theirs = (face.get_online_features(features, rows, **times) for face in (store, client))
+    equal(*(face.get_online_features(features, rows, **times) for face in (store, client)))
+
+
+def equal(mine: Result, theirs: Result) -> None:
     assert mine.to_dict() == theirs.to_dict()
     assert mine.to_arrow().equals(theirs.to_arrow())
     for view in mine.views:
@@ -145,3 +160,256 @@ def test_before_history_travels(store: Store, client: Any) -> None:
     other = FeatureView("latest", entity=USER, schema=[Field("x", "float32")])
     with pytest.raises(IncompatibleSchema):
         store.push(other, [])
+
+
+# Receipts -------------------------------------------------------------------------------------------------------------
+
+EVERYTHING = [str(feature) for view in (PROFILE, LATEST) for feature in view]
+HOUR_US = 3_600_000_000
+HOSTILE: list[tuple[dict[str, Any], type[FastFeatError], str]] = [
+    ({"features": 5}, DataError, "features is no service's name"),
+    ({"features": []}, DataError, "features is no service's name"),
+    ({"features": [7]}, DataError, "features is no service's name"),
+    ({"version": "1"}, DataError, "version is no integer"),
+    ({"version": True}, DataError, "version is no integer"),
+    ({"entities": [[1]]}, DataError, "entities is no map"),
+    ({"entities": {"user_id": 1}}, DataError, "entities is no map"),
+    ({"entities": {"user_id": b"12345678"}}, DataError, "entities is no map"),
+    ({"as_of": None}, DataError, "as_of is no integer"),
+    ({"as_of": 1.5}, DataError, "as_of is no integer"),
+    ({"as_of": 1 << 62}, DataError, "outside years 1 to 9999"),
+    ({"known_at": "now"}, DataError, "known_at is no integer"),
+    ({"known_at": -(1 << 63)}, DataError, "outside years 1 to 9999"),
+    ({"position": -1}, DataError, "position is no integer from 0"),
+    ({"position": None}, DataError, "position is no integer from 0"),
+    ({"surprise": 1}, DataError, "not a map of features, version"),
+]
+STRANGE: list[tuple[dict[str, Any], type[FastFeatError], str]] = [
+    ({"version": 0}, DataError, "version 0 of the definitions"),
+    ({"version": 1 << 62}, DataError, "of another store"),
+    ({"position": (1 << 64) - 1}, DataError, "of another store, or of a later state"),
+    ({"features": "nobody"}, UnknownView, "no feature service 'nobody'"),
+    ({"features": ("nothing:x",)}, UnknownView, "no feature view 'nothing'"),
+    ({"features": ("profile:nothing",)}, UnknownFeature, "no such field"),
+    ({"features": ("profile",)}, FastFeatError, "the receipt: 'profile' is not"),
+    ({"features": ("profile:age", "profile:age")}, FastFeatError, "twice"),
+    ({"entities": {}}, DataError, "'user_id' missing"),
+    ({"entities": {"user_id": ["7"]}}, DataError, "'7' is str, not int64"),
+    ({"entities": {"user_id": [1.0]}}, DataError, "float, not int64"),
+    ({"entities": {"user_id": [[1]]}}, DataError, "list, not int64"),
+    ({"entities": {"user_id": [1 << 63]}}, DataError, "outside int64"),
+]
+
+
+class Piped:
+    """A Client that asks for everything in pipelines of one request."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def get_online_features(self, *args: Any, **options: Any) -> Result:
+        with self.client.pipeline() as pipe:
+            pending = pipe.get_online_features(*args, **options)
+        return pending.result()
+
+    def replay(self, receipt: Receipt) -> Result:
+        with self.client.pipeline() as pipe:
+            pending = pipe.replay(receipt)
+        return pending.result()
+
+
+@contextmanager
+def faces(store: Store) -> Iterator[list[Any]]:
+    with serving(store) as server, connect(server.url) as client, Awaited(server.url) as awaited:
+        yield [store, client, awaited, Piped(client)]
+
+
+def open_store(directory: Path) -> Store:
+    return Store.open(directory, capacity_bytes=64 << 20, clock=lambda: NOW_US)
+
+
+@pytest.fixture
+def durable(tmp_path: Path) -> Iterator[Store]:
+    with open_store(tmp_path / "data") as store:
+        store.apply([PROFILE, LATEST, SERVICE])
+        store.load("profile", profiles(40))
+        for hours in (5, 3, 1):
+            event_time = NOW_US - hours * HOUR_US
+            store.push("latest", [{"user_id": i, "x": i + hours / 8, "event_timestamp": event_time} for i in range(9)])
+        store.delete("profile", [{"user_id": 5}])
+        yield store
+
+
+def asked(face: Any) -> list[Result]:
+    rows = {"user_id": np.arange(-1, 9)}
+    return [
+        face.get_online_features(features, rows, receipt=True, **times)
+        for features in ("scoring", SERVICE, EVERYTHING)
+        for times in ({}, {"as_of": NOW_US - 4 * HOUR_US}, {"as_of": NOW_US - 2 * HOUR_US, "known_at": NOW_US + 1})
+    ]
+
+
+def correct_late(store: Store) -> None:
+    """Everything that was answered becomes another answer, also for as_of and known_at of before."""
+    store.load("profile", profiles(40).set_column(3, "score", pa.array([-1.0] * 40)))
+    hours = pa.array([NOW_US - hour * HOUR_US for hour in (1, 2, 4)] * 9, pa.timestamp("us", "UTC"))
+    ids = pa.array([i for i in range(9) for _ in range(3)])
+    table = pa.table({"user_id": ids, "event_timestamp": hours, "created": hours, "x": [-2.0] * 27})
+    store.load("latest", table, created_time="created")
+    store.apply([replace(PROFILE, ttl=timedelta(minutes=1)), FeatureService("scoring", [LATEST])])
+
+
+def test_a_receipt_gives_the_same_answer_through_every_face_for_ever(durable: Store, tmp_path: Path) -> None:
+    with faces(durable) as each:
+        of_faces = [asked(face) for face in each]
+        results = of_faces[0]
+        for others in of_faces[1:]:
+            for mine, theirs in zip(results, others, strict=True):
+                equal(mine, theirs)
+                assert mine.receipt == theirs.receipt
+        receipts = [Receipt.from_json(result.receipt.to_json()) for result in results if result.receipt]
+        assert len(receipts) == len(results)
+
+        def check(faces: list[Any]) -> None:
+            for face in faces:
+                for result, receipt in zip(results, receipts, strict=True):
+                    again = face.replay(receipt)
+                    equal(result, again)
+                    assert again.names == result.names
+                    assert again.receipt == receipt
+
+        check(each)
+        correct_late(durable)
+        check(each)
+        assert all(new.to_dict() != old.to_dict() for new, old in zip(asked(each[1]), results, strict=True))
+        durable.compact()
+        check(each)
+    durable.close()
+    with open_store(tmp_path / "data") as again, faces(again) as each:
+        check(each)
+        again.delete("profile", [{"user_id": 1}])
+        for face in each:
+            replayed = face.replay(receipts[0])
+            assert replayed.statuses["profile"].tolist()[2] == Status.DELETED
+            assert replayed.to_dict()["profile:age"][3:] == results[0].to_dict()["profile:age"][3:]
+
+
+def test_only_who_asks_for_a_receipt_gets_one(durable: Store) -> None:
+    with faces(durable) as (store, *clients):
+        assert store.get_online_features("scoring", {"user_id": [1]}).receipt is not None
+        assert store.get_online_features("scoring", {"user_id": [1]}, receipt=False).receipt is None
+        for client in clients:
+            assert client.get_online_features("scoring", {"user_id": [1]}).receipt is None
+            result = client.get_online_features("scoring", {"user_id": [1]}, receipt=True)
+            equal(result, store.get_online_features("scoring", {"user_id": [1]}))
+
+
+def test_a_store_in_memory_has_no_receipts_and_replays_none(store: Store) -> None:
+    with faces(store) as each:
+        for face in each:
+            result = face.get_online_features("scoring", [{"user_id": 1}], receipt=True)
+            assert result.receipt is None
+            assert result.statuses["profile"].tolist() == [Status.NOT_FOUND]
+            with pytest.raises(StorageError, match="in memory can't replay"):
+                face.replay(Receipt("scoring", 1, {"user_id": [1]}, NOW_US, None, 0))
+
+
+def test_what_a_request_lacks_is_said_alike_with_and_without_a_receipt(durable: Store) -> None:
+    requests: list[tuple[Any, Any, dict[str, Any]]] = [
+        ("nobody", {"user_id": [1]}, {}),
+        (["profile:nothing"], {"user_id": [1]}, {}),
+        ("scoring", {"user_id": [1.5]}, {}),
+        ("scoring", [{"user": 1}], {}),
+        ("scoring", {"user_id": [1]}, {"as_of": "today"}),
+        ("scoring", {"user_id": [1]}, {"known_at": 1 << 62}),
+    ]
+    with faces(durable) as each:
+        for features, rows, times in requests:
+            said = set()
+            for face in each:
+                for wants in (True, False):
+                    with pytest.raises(FastFeatError) as caught:
+                        face.get_online_features(features, rows, receipt=wants, **times)
+                    said.add((type(caught.value), str(caught.value)))
+            assert len(said) == 1
+
+
+def test_a_receipt_that_is_none_is_refused(durable: Store) -> None:
+    """On the wire the connection stays usable; in Python there is no such Receipt."""
+    good = durable.get_online_features("scoring", {"user_id": [1]}).receipt
+    assert good is not None
+    with serving(durable) as server, Raw(server.url) as raw:
+        for change, error, says in HOSTILE:
+            code, message = raw.ask([0, 1, "REPLAY", [good.to_dict() | change]])[2]
+            assert (code, says in message) == (CODE_OF[error], True), (change, message)
+            with pytest.raises(error, match=says):
+                Receipt.from_dict(good.to_dict() | change)
+        for nothing in (None, 7, [], {}, "{}"):
+            assert raw.ask([0, 1, "REPLAY", [nothing]])[2][0] == CODE_OF[DataError]
+        assert raw.ask([0, 2, "REPLAY", [good.to_dict()]])[3]["features"] == [
+            ["profile:age", "int32"],
+            ["profile:score", "float64"],
+            ["latest:x", "float64"],
+        ]
+    for text in ("", "null", "[1]", "{}", '{"features": "scoring"}', "[" * 100_000):
+        with pytest.raises(DataError, match="no receipt"):
+            Receipt.from_json(text)
+
+
+def test_a_receipt_of_elsewhere_is_refused_alike(durable: Store) -> None:
+    good = durable.get_online_features("scoring", {"user_id": [1]}).receipt
+    assert good is not None
+    with faces(durable) as each:
+        for change, error, says in STRANGE:
+            said = set()
+            for face in each:
+                with pytest.raises(error, match=says) as caught:
+                    face.replay(replace(good, **change))
+                said.add((type(caught.value), str(caught.value)))
+            assert len(said) == 1
+        for face in each[1:]:
+            with pytest.raises(DataError, match="takes a Receipt, not str"):
+                face.replay("scoring")
+
+
+def test_an_answer_with_a_receipt_keeps_the_limits_of_a_get(durable: Store) -> None:
+    limits = "2000 entities in one"
+    many = {"user_id": list(range(2000))}
+    receipt = durable.get_online_features("scoring", many).receipt
+    assert receipt is not None
+    with serving(durable, entities_max=1000) as server, connect(server.url) as client:
+        with pytest.raises(DataError, match=limits):
+            client.get_online_features("scoring", many, receipt=True)
+        with pytest.raises(DataError, match=limits):
+            client.replay(receipt)
+        few = {"user_id": list(range(1000))}
+        equal(client.get_online_features("scoring", few, receipt=True), client.get_online_features("scoring", few))
+    city = "x" * 5000
+    row = {"user_id": 7, "age": 1, "score": 1.0, "city": city, "tags": [], "event_timestamp": NOW_US}
+    durable.push("profile", row)
+    for features, count in (("scoring", 300), (["profile:city"], 1)):
+        large = durable.get_online_features(features, {"user_id": [7] * count}).receipt
+        assert large is not None
+        with serving(durable) as server, connect(server.url, frame_size_max=4096) as client:
+            with pytest.raises(DataError, match="a frame takes 4096 B; ask for fewer entities"):
+                client.get_online_features(features, {"user_id": [7] * count}, receipt=True)
+            with pytest.raises(DataError, match="a frame takes 4096 B; ask for fewer entities"):
+                client.replay(large)
+            assert len(client.replay(replace(large, features=("profile:age",), entities={"user_id": [7]}))) == 1
+
+
+def test_a_receipt_names_the_definitions_that_its_answer_was_read_under(
+    durable: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that changes while it is read is read again."""
+    read, changes = durable._columns, [FeatureService("scoring", [LATEST])]
+
+    def change_and_read(*args: Any) -> Any:
+        if changes:
+            durable.apply(changes.pop())
+        return read(*args)
+
+    monkeypatch.setattr(durable, "_columns", change_and_read)
+    result = durable.get_online_features("scoring", {"user_id": [1]})
+    assert result.receipt is not None
+    assert result.names == durable.replay(result.receipt).names == ("latest:x",)

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "history": TYPES | {"places", "cache", "catalog", "rowfile", "merging", "deletes", "audit"},
     "commits": TYPES | {"_core", "log"},
     "loads": {"_core", "commits", "report"},
-    "receipts": TYPES | {"schema"},
+    "receipts": TYPES | {"times"},
     "durable": TYPES | {"schema", "_core", "arrow", "files", "places", "log", "snapshot", "history", "commits", "rows"},
     "past": TYPES | {"schema", "_core", "arrow", "history", "durable", "rows"},
     "rows": TYPES | {"schema", "result", "_core"},
@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"history", "snapshot", "loads"},
     "inspection": TYPES | {"schema", "files", "places", "log", "snapshot", "catalog", "history", "durable"},
     "protocol": {"errors", "dtypes", "status", "_core"},
-    "client": TYPES | {"schema", "protocol", "times", "result", "report", "sources", "_core"},
+    "client": TYPES | {"schema", "protocol", "times", "result", "receipts", "report", "sources", "_core"},
 }
 # cli may import anything of ours; nobody may import it. The server sees what a user sees.
 SERVER_MAY_IMPORT = {
@@ -61,6 +61,7 @@ SERVER_MAY_IMPORT = {
     "status",
     "times",
     "result",
+    "receipts",
     "sources",
     "client",
 }

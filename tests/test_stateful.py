@@ -390,34 +390,34 @@ def with_keep_less(definition: Any) -> Any:
 class CreatedIgnored(Store):
     """known_at is not looked at."""
 
-    def get_online_features(self, features: Any, entity_rows: Any, *, as_of: Any = None, known_at: Any = None) -> Any:
-        return super().get_online_features(features, entity_rows, as_of=as_of)
+    def answer(self, features: Any, entity_rows: Any, as_of: Any, known_at: Any, **options: Any) -> Any:
+        return super().answer(features, entity_rows, as_of, None, **options)
 
 
 class AsOfExclusive(Store):
     """A point read is < T."""
 
-    def get_online_features(self, features: Any, entity_rows: Any, *, as_of: Any = None, known_at: Any = None) -> Any:
+    def answer(self, features: Any, entity_rows: Any, as_of: Any, known_at: Any, **options: Any) -> Any:
         as_of = None if as_of is None else as_of - 1
-        return super().get_online_features(features, entity_rows, as_of=as_of, known_at=known_at)
+        return super().answer(features, entity_rows, as_of, known_at, **options)
 
 
 class FutureVisible(Store):
     """Rows from the future are seen now."""
 
-    def get_online_features(self, features: Any, entity_rows: Any, *, as_of: Any = None, known_at: Any = None) -> Any:
+    def answer(self, features: Any, entity_rows: Any, as_of: Any, known_at: Any, **options: Any) -> Any:
         as_of = START_US + 10**12 if as_of is None else as_of
-        return super().get_online_features(features, entity_rows, as_of=as_of, known_at=known_at)
+        return super().answer(features, entity_rows, as_of, known_at, **options)
 
 
 class DropForgotten(Store):
     """What retention dropped is a quiet null."""
 
-    def get_online_features(self, features: Any, entity_rows: Any, *, as_of: Any = None, known_at: Any = None) -> Any:
+    def answer(self, features: Any, entity_rows: Any, as_of: Any, known_at: Any, **options: Any) -> Any:
         try:
-            return super().get_online_features(features, entity_rows, as_of=as_of, known_at=known_at)
+            return super().answer(features, entity_rows, as_of, known_at, **options)
         except BeforeHistory:
-            return super().get_online_features(features, entity_rows, as_of=TIME_MIN_US, known_at=known_at)
+            return super().answer(features, entity_rows, TIME_MIN_US, known_at, **options)
 
 
 class DeleteForgetsWatermark(Store):

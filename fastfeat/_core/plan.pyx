@@ -385,7 +385,7 @@ cdef class Plan:
 
         valid: uint8 [n], 1 where there is a value. data: numbers [n] (bool uint8, timestamp int64 us), vectors
         [n, size], otherwise bytes, entity i's at offsets[i]:offsets[i + 1] (uint32 [n + 1]); offsets is None for the
-        fixed. Raises DataError where values of variable size take more than `size_max` bytes.
+        fixed. Raises DataError where the values take more than `size_max` bytes.
         """
         cdef Answer answer = self.begin(as_of, known_at)
         cdef int pin
@@ -427,14 +427,16 @@ cdef class Plan:
         return valid, data, offsets
 
     cdef int check_size(self, Answer answer, uint64_t size_max) except -1:
-        """Hold values of variable size to the limit before any of them is copied: a few keys may name much."""
+        """Hold the values to the limit before any of them is copied: a few keys may name much."""
         cdef int64_t count = answer.request.count
         cdef const PlanFeature* feature
         cdef uint64_t size = 0
         cdef uint32_t f
         for f in range(self.view.features_count):
             feature = &self.view.features[f]
-            if feature.kind >= STRING and feature.kind != VECTOR:
+            if feature.kind < STRING or feature.kind == VECTOR:
+                size += <uint64_t> count * feature.width
+            else:
                 size += column_size(feature, answer.scratch.rows + feature.view * count, count)
         if size > size_max:
             raise DataError(f"the reply needs over {size} B, a frame takes {size_max} B; ask for fewer entities")

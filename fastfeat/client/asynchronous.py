@@ -44,18 +44,22 @@ from .features import Wanted, WantedFeatures
 from .loading import CHUNKS_UNANSWERED_MAX, add_report, streams
 from .messages import (
     CLIENT_NAME,
+    answer_params,
+    answered_result,
     delete_params,
     expect_int,
     expect_map,
     matrix_format,
     matrix_target,
     push_params,
+    replay_params,
     result_of,
     time_us,
     view_name,
 )
 
 if TYPE_CHECKING:
+    from ..receipts import Receipt
     from ..schema import FeatureService, FeatureView
 
 T = TypeVar("T")
@@ -246,10 +250,13 @@ class AsyncClient:
         *,
         as_of: datetime | int | None = None,
         known_at: datetime | int | None = None,
+        receipt: bool = False,
     ) -> Result:
         """As Client.get_online_features."""
         wanted = self._wanted.find(features)
         times = time_us(as_of, "as_of"), time_us(known_at, "known_at")
+        if receipt:
+            return await self._read(lambda link: self._answer(link, wanted, entity_rows, times))
 
         async def read(link: Link) -> tuple[PreparedPlan, Columns]:
             plan, per_request = await link.plan(wanted)
@@ -258,6 +265,17 @@ class AsyncClient:
             return plan, join_columns(plan, [columns_of(plan, answer) for _, answer in answers])
 
         return result_of(*await self._read(read))
+
+    async def _answer(
+        self, link: Link, wanted: Wanted, entity_rows: object, times: tuple[int | None, int | None]
+    ) -> Result:
+        plan, _ = await link.plan(wanted)
+        return answered_result(await link.call("ANSWER", answer_params(wanted, plan, entity_rows, *times)))
+
+    async def replay(self, receipt: Receipt) -> Result:
+        """As Client.replay."""
+        params = replay_params(receipt)
+        return answered_result(await self._read(lambda link: link.call("REPLAY", params)))
 
     async def _in_parts(
         self,

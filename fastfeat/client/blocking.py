@@ -51,18 +51,22 @@ from .features import Wanted, WantedFeatures
 from .loading import CHUNKS_UNANSWERED_MAX, add_report, streams
 from .messages import (
     CLIENT_NAME,
+    answer_params,
+    answered_result,
     delete_params,
     expect_int,
     expect_map,
     matrix_format,
     matrix_target,
     push_params,
+    replay_params,
     result_of,
     time_us,
     view_name,
 )
 
 if TYPE_CHECKING:
+    from ..receipts import Receipt
     from ..schema import FeatureService, FeatureView
     from .pipeline import Pipeline
 
@@ -249,6 +253,11 @@ class Connection:
             parts.append(columns_of(plan, self._answer(request_id, frame)))
         return plan, join_columns(plan, parts)
 
+    def answer(self, wanted: Wanted, rows: object, as_of: int | None, known_at: int | None) -> Result:
+        """An answer with its receipt: of one moment of the store, so it is never asked for in parts."""
+        plan, _ = self.plan(wanted)
+        return answered_result(self.call("ANSWER", answer_params(wanted, plan, rows, as_of, known_at)))
+
     def load(self, view: str, options: dict[str, Any], chunks: Iterator[bytes]) -> object:
         """One stream, sent in chunks a few ahead of the answers; the server's report."""
         load = expect_int(self.call("LOAD", ["begin", view, options]), "LOAD")
@@ -358,11 +367,22 @@ class Client:
         *,
         as_of: datetime | int | None = None,
         known_at: datetime | int | None = None,
+        receipt: bool = False,
     ) -> Result:
-        """Features of n entities with their statuses and event times. Raises as Store does."""
+        """Features of n entities with their statuses and event times. Raises as Store does.
+
+        receipt: carry one, if the server's store is durable. It takes the server a thread, and the entities must fit
+        in one request.
+        """
         wanted = self._wanted.find(features)
         as_of, known_at = time_us(as_of, "as_of"), time_us(known_at, "known_at")
+        if receipt:
+            return self._read(Connection.answer, wanted, entity_rows, as_of, known_at)
         return result_of(*self._read(Connection.columns, wanted, entity_rows, as_of, known_at))
+
+    def replay(self, receipt: Receipt) -> Result:
+        """The answer of this receipt again, as Store.replay: of whatever client or store it came, of that store."""
+        return answered_result(self._read(Connection.call, "REPLAY", replay_params(receipt)))
 
     def info(self) -> dict[str, Any]:
         """The server's views, services, memory and limits."""

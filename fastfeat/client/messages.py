@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._core.request import plain_keys
 from ..errors import DataError, RemoteProtocolError
-from ..protocol import Columns, Format, PreparedPlan
+from ..protocol import Columns, Format, PreparedPlan, answer_of
+from ..receipts import Receipt
 from ..result import Result
 from ..times import to_us
 
@@ -17,6 +19,7 @@ CLIENT_NAME = "fastfeat-python"
 
 if TYPE_CHECKING:
     from ..schema import FeatureView
+    from .features import Wanted
 
 
 def time_us(value: object, what: str) -> int | None:
@@ -80,6 +83,32 @@ def expect_map(result: object, method: str) -> dict[str, Any]:
 
 def result_of(plan: PreparedPlan, columns: Columns) -> Result:
     return Result(plan.features, plan.dtypes, plan.views, plan.view_of, *columns)
+
+
+def answer_params(
+    wanted: Wanted, plan: PreparedPlan, entity_rows: Any, as_of: int | None, known_at: int | None
+) -> list[Any]:
+    """Of ANSWER. The plan says which keys there are and of what type."""
+    (features,) = wanted.prepare.values()
+    return [features, plain_keys(plan.key_names, plan.key_types, entity_rows), as_of, known_at]
+
+
+def replay_params(receipt: Receipt) -> list[Any]:
+    if not isinstance(receipt, Receipt):
+        raise DataError(
+            f"replay takes a Receipt, not {type(receipt).__name__}; Receipt.from_json makes one of its text"
+        )
+    return [receipt.to_dict()]
+
+
+def answered_result(result: object) -> Result:
+    """Of ANSWER and REPLAY."""
+    answer, columns = answer_of(result)
+    try:
+        receipt = None if answer.receipt is None else Receipt.from_dict(answer.receipt)
+    except DataError as error:
+        raise RemoteProtocolError(f"reply: {error}") from None
+    return Result(answer.features, answer.dtypes, answer.views, answer.view_of, *columns, receipt)
 
 
 def check_float_form(plan: PreparedPlan) -> None:

@@ -21,11 +21,24 @@ from numpy.typing import NDArray
 from ..errors import DataError, FastFeatError, LocalProtocolError, RemoteProtocolError
 from ..protocol import Format, columns_of, matrix_of, reply_of
 from ..result import Result
-from .messages import delete_params, expect_int, matrix_format, matrix_target, push_params, result_of, time_us
+from .messages import (
+    answer_params,
+    answered_result,
+    delete_params,
+    expect_int,
+    matrix_format,
+    matrix_target,
+    push_params,
+    replay_params,
+    result_of,
+    time_us,
+)
 
 if TYPE_CHECKING:
+    from ..receipts import Receipt
     from ..schema import FeatureService, FeatureView
     from .blocking import Client, Connection
+    from .features import Wanted
 
 T = TypeVar("T")
 
@@ -103,13 +116,20 @@ class Pipeline:
         *,
         as_of: datetime | int | None = None,
         known_at: datetime | int | None = None,
+        receipt: bool = False,
     ) -> Pending[Result]:
         """As Client.get_online_features."""
-        plan, count = self._entities(features, entity_rows)
         times = time_us(as_of, "as_of"), time_us(known_at, "known_at")
+        if receipt:
+            return self._answer(self._client._wanted.find(features), entity_rows, times)
+        plan, count = self._entities(features, entity_rows)
         request_id = self._open().session.next_id()
         frame = plan.encode(request_id, 0, count, Format.COLUMNS, *times)
         return self._add(request_id, frame, Pending(lambda result: result_of(plan, columns_of(plan, result))))
+
+    def replay(self, receipt: Receipt) -> Pending[Result]:
+        """As Client.replay."""
+        return self._add(*self._open().session.request("REPLAY", replay_params(receipt)), Pending(answered_result))
 
     def push(self, view: str | FeatureView, rows: object) -> Pending[int]:
         """As Client.push."""
@@ -132,6 +152,11 @@ class Pipeline:
         if count > per_request:
             raise DataError(f"{count} entities in one request of a pipeline, at most {per_request}; split them")
         return plan, count
+
+    def _answer(self, wanted: Wanted, entity_rows: Any, times: tuple[int | None, int | None]) -> Pending[Result]:
+        plan, _ = self._open().plan(wanted)
+        params = answer_params(wanted, plan, entity_rows, *times)
+        return self._add(*self._open().session.request("ANSWER", params), Pending(answered_result))
 
     def _matrix(self, features: Any, entity_rows: Any, as_of: Any, known_at: Any, out: Any) -> Pending[NDArray[Any]]:
         plan, count = self._entities(features, entity_rows)

@@ -14,6 +14,7 @@ import numpy as np
 from fastfeat import __version__
 from fastfeat.errors import BeforeHistory, DataError, RemoteProtocolError
 from fastfeat.protocol import FRAME_SIZE_MIN, VERSION, Format, answer_frame
+from fastfeat.receipts import Receipt
 from fastfeat.result import Result
 
 from .loading import handle_load
@@ -134,6 +135,56 @@ def arrow_bytes(result: Result) -> bytes:
     return bytes(sink.getvalue())
 
 
+def answer(connection: Connection, request_id: int, params: object) -> None:
+    """[features, keys, as_of, known_at]: an answer with its receipt, by a thread, as it may read the history."""
+    asked = expect_list(params, "ANSWER")
+    if not 2 <= len(asked) <= 4:
+        raise RemoteProtocolError(f"ANSWER takes 2 to 4 params (features, keys, as_of, known_at), not {len(asked)}")
+    features, keys, as_of, known_at = [*asked, None, None][:4]
+    check_entities(keys, "ANSWER", connection.server.config.entities_max)
+    server, limit = connection.server, connection.session.reply_size_max
+    connection.in_thread(
+        request_id,
+        server.executor,
+        lambda: answer_map(server.store.answer(features, keys, as_of, known_at, size_max=limit)),
+    )
+
+
+def replay(connection: Connection, request_id: int, params: object) -> None:
+    """[receipt]: its answer again, by a thread, as it reads the history."""
+    asked = expect_list(params, "REPLAY")
+    if len(asked) != 1:
+        raise RemoteProtocolError(f"REPLAY takes 1 param (a receipt), not {len(asked)}")
+    receipt = Receipt.from_dict(asked[0])
+    check_entities(receipt.entities, "REPLAY", connection.server.config.entities_max)
+    server, limit = connection.server, connection.session.reply_size_max
+    connection.in_thread(request_id, server.executor, lambda: answer_map(server.store.replay(receipt, size_max=limit)))
+
+
+def answer_map(result: Result) -> dict[str, Any]:
+    """A result that says itself what its columns are."""
+    columns = [[part.tobytes() for part in column if part is not None] for column in result.columns]
+    statuses, event_times = (
+        b"".join(values.tobytes() for values in of_views.values()) for of_views in (result.statuses, result.event_times)
+    )
+    return {
+        "receipt": None if result.receipt is None else result.receipt.to_dict(),
+        "features": [[name, str(dtype)] for name, dtype in zip(result.names, result.dtypes, strict=True)],
+        "views": result.views,
+        "view_of": result.view_of,
+        "result": [statuses, event_times, len(result), columns],
+    }
+
+
+def check_entities(keys: object, method: str, limit: int) -> None:
+    """Raises DataError: more of them than the server takes at once, or no map of columns."""
+    if not isinstance(keys, dict) or not all(isinstance(column, list) for column in keys.values()):
+        raise DataError(f"{method}: keys are a map from join keys to arrays of values, not {type(keys).__name__}")
+    entities = max(map(len, keys.values()), default=0)
+    if entities > limit:
+        raise DataError(f"{entities} entities in one {method}, at most {limit}; ask for fewer")
+
+
 def push(connection: Connection, request_id: int, params: object) -> None:
     """[view, rows]: rows as maps, or an Arrow stream as bin; the created time of the batch."""
     view, rows = expect_view(params, "PUSH")
@@ -208,6 +259,8 @@ METHODS: Final[dict[str, Callable[[Connection, int, object], None]]] = {
     "HELLO": hello,
     "PREPARE": prepare,
     "GET": get,
+    "ANSWER": answer,
+    "REPLAY": replay,
     "PUSH": push,
     "DELETE": delete,
     "LOAD": handle_load,
