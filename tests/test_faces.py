@@ -344,7 +344,8 @@ def test_a_receipt_that_is_none_is_refused(durable: Store) -> None:
             assert (code, says in message) == (CODE_OF[error], True), (change, message)
             with pytest.raises(error, match=says):
                 Receipt.from_dict(good.to_dict() | change)
-        for nothing in (None, 7, [], {}, "{}"):
+        no_maps: list[Any] = [None, 7, [], {}, "{}"]
+        for nothing in no_maps:
             assert raw.ask([0, 1, "REPLAY", [nothing]])[2][0] == CODE_OF[DataError]
         assert raw.ask([0, 2, "REPLAY", [good.to_dict()]])[3]["features"] == [
             ["profile:age", "int32"],
