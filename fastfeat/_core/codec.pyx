@@ -15,7 +15,7 @@ from cpython.datetime cimport PyDateTime_Check, import_datetime
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memmove
+from libc.string cimport memcmp, memmove
 
 from datetime import UTC, datetime, timedelta
 
@@ -30,6 +30,9 @@ cdef object INTEGER_MIN = -(1 << 63)
 cdef object INTEGER_MAX = (1 << 64) - 1
 cdef object EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 cdef object MICROSECOND = timedelta(microseconds=1)
+cdef uint32_t KEY_SIZE_MAX = 32     # bytes of a map's key that is remembered
+cdef uint32_t KEYS_MAX = 256        # remembered at one time, each in the one place that its bytes say
+cdef list KEYS = [""] * KEYS_MAX
 cdef uint64_t UINT32_MAX = 0xffffffffU
 
 
@@ -149,6 +152,24 @@ cdef object utf8(const uint8_t* data, uint32_t size):
         raise RemoteProtocolError(f"message: a str is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
+cdef object map_key(const uint8_t* data, uint32_t size):
+    """A map's key as a str, the same object as the last time where it is short: names of fields come with every row."""
+    cdef Py_ssize_t known_size = 0
+    cdef const char* known
+    cdef uint32_t place = size
+    cdef uint32_t i
+    if size > KEY_SIZE_MAX:
+        return utf8(data, size)
+    for i in range(size):
+        place = place * 31 + data[i]
+    place %= KEYS_MAX
+    key = <str> KEYS[place]
+    known = PyUnicode_AsUTF8AndSize(key, &known_size)
+    if <uint32_t> known_size != size or memcmp(known, data, size) != 0:
+        key = KEYS[place] = utf8(data, size)
+    return key
+
+
 cdef object reader_object(Reader* reader, uint64_t* values_left, uint32_t depth_left):
     """The next value as Python objects; at most values_left of them, nested at most depth_left deep."""
     cdef const uint8_t* data
@@ -198,13 +219,19 @@ cdef list reader_list(Reader* reader, uint64_t* values_left, uint32_t depth_left
 
 cdef dict reader_dict(Reader* reader, uint64_t* values_left, uint32_t depth_left):
     """A map; its keys are strings, each once."""
+    cdef const uint8_t* data
     cdef uint32_t count = 0
+    cdef uint32_t size = 0
     cdef dict out = {}
     check(reader_map(reader, &count))
     for _ in range(count):
         if reader_kind(reader) != KIND_STR:
             raise RemoteProtocolError("message: a map's key is not a str")
-        key = reader_object(reader, values_left, depth_left)
+        if values_left[0] == 0:
+            codec_raise(CODEC_VALUES, "message")
+        values_left[0] -= 1
+        check(reader_str(reader, &data, &size))
+        key = map_key(data, size)
         if key in out:
             raise RemoteProtocolError(f"message: a map has the key {key!r} twice")
         out[key] = reader_object(reader, values_left, depth_left)
