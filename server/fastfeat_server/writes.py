@@ -1,9 +1,10 @@
 """Writes that may wait, for a disk or for other writes: off the event loop, and together.
 
-    PUSH, DELETE --put--> waiting --at the end of the loop's turn--> thread --> store.push_group, store.delete
+    PUSH, DELETE --put--> waiting --when it is free and no more comes--> thread --> store.push_group, store.delete
     replies <--one call into the loop per group, one send per connection-- answers
 
-A group is all that came while the one before it was written, so writes that wait for a sync share the next one.
+A group is all that came while the one before it was written and answered, so writes that wait for a sync share the
+next one.
 
 Promises: writes are applied in the order they came. Each is answered, also when the group breaks in an unexpected way.
 Errors:   a write's own error is its answer; an error of the log is the answer of every write that it met.
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 # connection, request id, is a delete, view, rows, weight. Why a plain tuple: making one is part of each push's cost.
 Write = tuple["Connection", int, bool, str, Any, int]
+TURNS_MAX: Final = 4  # of the loop, for which a group waits for more
 IS_DELETE: Final = itemgetter(2)
 TARGET: Final = itemgetter(3, 4)
 
@@ -41,6 +43,7 @@ class WriteQueue:
         self.count = 0
         self._server = server
         self._waiting: list[Write] = []
+        self._is_writing = False
         self._groups: queue.SimpleQueue[list[Write] | None] = queue.SimpleQueue()
         self._is_over = False
         self._thread: threading.Thread | None = None
@@ -48,8 +51,8 @@ class WriteQueue:
     # In the event loop ------------------------------------------------------------------------------------------------
 
     def put(self, connection: Connection, request_id: int, is_delete: bool, view: str, rows: Any) -> None:
-        if not self._waiting:
-            self._server.loop.call_soon(self._hand_over)
+        if not self._waiting and not self._is_writing:
+            self._server.loop.call_soon(self._hand_over, 0, TURNS_MAX)
         weight = weigh(rows)
         self._waiting.append((connection, request_id, is_delete, view, rows, weight))
         self.count += 1
@@ -60,15 +63,24 @@ class WriteQueue:
         self._is_over = True
         self._groups.put(None)
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, seen: int, turns: int) -> None:
+        """Gives the thread what waits, unless the last turn of the loop brought more: then the next may as well, and a
+        group costs one sync however large it is."""
+        if turns and len(self._waiting) > seen:
+            self._server.loop.call_soon(self._hand_over, len(self._waiting), turns - 1)
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="fastfeat-write", daemon=True)
             self._thread.start()
+        self._is_writing = True
         self._groups.put(self._waiting)
         self._waiting = []
 
     def _answer(self, group: list[Write], answers: list[Any]) -> None:
         self.count -= len(group)
+        self._is_writing = False
+        if self._waiting:
+            self._server.loop.call_soon(self._hand_over, 0, TURNS_MAX)
         told: dict[Connection, None] = {}
         errors: dict[int, BaseException] = {}  # by identity: one error may be the answer of many
         for (connection, request_id, _, _, _, weight), answer in zip(group, answers, strict=True):
@@ -84,22 +96,10 @@ class WriteQueue:
     # In the thread ----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while (group := self._next_group()) is not None:
+        while (group := self._groups.get()) is not None and not self._is_over:
             answers = apply(self._server.store, group)
             with suppress(RuntimeError):  # the loop is closed: the drain of a stop was over before this group was
                 self._server.loop.call_soon_threadsafe(self._answer, group, answers)
-
-    def _next_group(self) -> list[Write] | None:
-        """Everything that waits; None at the end."""
-        group: list[Write] = []
-        part = self._groups.get()
-        while part is not None and not self._is_over:
-            group += part
-            try:
-                part = self._groups.get_nowait()
-            except queue.Empty:
-                return group
-        return None
 
 
 def weigh(rows: list[Any] | bytes) -> int:
