@@ -43,6 +43,7 @@ GROUPS = {
     "scale": "scale:measure",
     "concurrent": "concurrent:measure",
     "durable": "durable:measure",
+    "history": "history:measure",
 }
 SIGNS = {"at_most": "<=", "at_least": ">="}
 DISTRIBUTIONS = ("fastfeat", "numpy", "pyarrow", "msgpack", "uvloop", "cython", "redis", "hiredis")

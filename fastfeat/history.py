@@ -18,9 +18,10 @@ from __future__ import annotations
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import chain, count
 from typing import Self
 
 import numpy as np
@@ -67,8 +68,9 @@ __all__ = ["BUCKETS", "CompactReport", "Covered", "History"]
 
 BUCKET_BITS = 5
 BUCKETS = 1 << BUCKET_BITS
-CACHE_SIZE = 64 << 20  # of footers, and as much of decoded row groups
+CACHE_SIZE = 96 << 20  # of footers (those of 100 million rows x 10 float64 fit), and as much of decoded row groups
 CATALOGS_KEPT = 2
+READERS = 8  # row groups read at once: they wait for a disk or a network more than they work
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class History:
         self._doomed: dict[str, int] = {}  # name -> the number of the first catalog that does without it
         self._footers: Cache[Footer] = Cache(cache_size)
         self._tables: Cache[pa.Table] = Cache(cache_size)
+        self._readers = ThreadPoolExecutor(READERS, "history")  # starts a thread when there is something to read
 
     @classmethod
     def open(cls, place: Place, *, read_only: bool = False, cache_size: int = CACHE_SIZE) -> Self:
@@ -270,22 +273,21 @@ class History:
         for key, bucket in zip(keys_of(keys, keys.column_names), bucket_of(hashes).tolist(), strict=True):
             wanted[bucket][key] = None
         with self._reading() as catalog:
-            found = [
-                part
-                for bucket, some in wanted.items()
-                for file in catalog.files_of(view, bucket)
-                for part in self._rows_in(file, some, columns)
-            ]
+            reads = [(file, some) for bucket, some in wanted.items() for file in catalog.files_of(view, bucket)]
+            each = map if len(reads) == 1 else self._readers.map  # one is read sooner than handed over
+            found = list(chain.from_iterable(each(lambda read: self._rows_in(read[0], read[1], columns), reads)))
             return pa.concat_tables(found).combine_chunks() if found else self._no_rows(catalog, view, keys, columns)
 
-    def _rows_in(self, file: RowFile, keys: Iterable[Key], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    def _rows_in(self, file: RowFile, keys: Iterable[Key], columns: Sequence[str] | None) -> list[pa.Table]:
         footer = self._footer(file)
+        found = []
         for group, some in footer.groups_of(keys).items():
             table = self._group(footer, group, columns)
             for key in some:
                 first, stop = key_range(table, footer.key_names, key)
                 if stop > first:
-                    yield table.slice(first, stop - first)
+                    found.append(table.slice(first, stop - first))
+        return found
 
     def _footer(self, file: RowFile) -> Footer:
         return self._footers.get(file.name, lambda: read_footer(self._place, file), lambda footer: footer.size)

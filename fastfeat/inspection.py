@@ -103,11 +103,10 @@ def check_directory(
 ) -> CheckReport:
     """Verify every checksum of a store's directory, and that its parts fit together. Changes nothing.
 
-    snapshots, history: their URLs, as given to Store.open. Raises StorageError where there is no directory.
+    snapshots, history: their URLs, as given to Store.open. Raises StorageError where it holds no store.
     """
     parts = parts_of(files or Files(), directory, snapshots, history)
-    if not parts.files.is_directory(parts.path):
-        raise StorageError(f"{parts.path}: there is no such directory; name the one that Store.open was given")
+    check_is_store(parts)
     report = check_once(parts, progress)
     for _ in range(ATTEMPTS):
         if not report.problems:
@@ -117,6 +116,11 @@ def check_directory(
         if report.problems == before.problems:
             break
     return report
+
+
+def check_is_store(parts: Parts) -> None:
+    if not parts.files.is_directory(parts.log):
+        raise StorageError(f"{parts.path} holds no store; name the directory that Store.open was given")
 
 
 def check_once(parts: Parts, progress: Progress) -> CheckReport:
@@ -274,11 +278,12 @@ def backup(
     """Copy a store that may be in use to an empty directory or URL: a whole store as it stood at one moment.
 
     Everything that was acknowledged when this was called is in it. Every file is verified where it lies and where it
-    was copied to. Raises StorageError where `to` holds files; SnapshotCorrupt, HistoryCorrupt, LogCorrupt where the
-    store is damaged.
+    was copied to. Raises StorageError where `to` holds files or `directory` holds no store; SnapshotCorrupt,
+    HistoryCorrupt, LogCorrupt where the store is damaged.
     """
     files = files or Files()
     source = parts_of(files, directory, snapshots, history)
+    check_is_store(source)
     target = open_place(files, os.fspath(to))
     if target.list():
         raise StorageError(f"{target.where} holds files; back up to an empty place, one for each backup")

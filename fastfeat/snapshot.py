@@ -1,10 +1,11 @@
 """Snapshot: all rows of all views at one point of the log, as plain Arrow files with one manifest.
 
     <generation, 20 digits>/
-        <view>/rows/<shard>.arrow     Arrow IPC file, lz4: keys, event_timestamp, created_timestamp, _sequence, fields
-        <view>/heads/<shard>.arrow    what an entity remembers beyond its rows: deleted, dropped
+        <view>/rows/<shard>.arrow     Arrow IPC file, lz4: keys, event_timestamp, created_timestamp, _sequence, fields;
+                                      a record batch for this shard, and for those after it while they are small
+        <view>/heads/<shard>.arrow    of the same shards: what entities remember beyond their rows: deleted, dropped
         manifest.json                 first line: checksum of the rest; then where in the log it stands, every file's
-                                      size, rows and checksum, every view's schemas
+                                      shards, rows, size and checksum, every view's schemas
 
 Promise:     a snapshot exists once its manifest does, and the manifest is written last: it is whole or not there. What
              `read_parts` yields is what `write_snapshot` was given, or it raises.
@@ -21,7 +22,7 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -36,6 +37,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 GENERATION = re.compile(r"(\d{20})/(.+)")
 KINDS = ("rows", "heads")
+GROUP_SIZE = 8 << 20  # bytes of shards that share a file: a file costs two syncs, which this many bytes outweigh
 # One thread per file already: Arrow's own would only take turns with ours.
 WRITING = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 READING = pa.ipc.IpcReadOptions(use_threads=False)
@@ -66,19 +68,29 @@ class SnapshotInfo:
 
 
 @dataclass(frozen=True)
-class PartFile:
+class DataFile:
     """One file as the manifest describes it."""
 
-    view: str
-    shard: int
-    kind: str
-    rows: int
+    counts: list[int]  # rows of each of the group's shards
     size: int
     crc32: int
 
-    @property
-    def name(self) -> str:
-        return f"{self.view}/{self.kind}/{self.shard:02d}.arrow"
+
+@dataclass(frozen=True)
+class Group:
+    """Some shards of one view, in one file of rows and one of heads; no file where all of them have none."""
+
+    view: str
+    shards: list[int]
+    rows: DataFile | None
+    heads: DataFile | None
+
+    def name(self, kind: str) -> str:
+        return file_name(self.view, kind, self.shards[0])
+
+
+def file_name(view: str, kind: str, shard: int) -> str:
+    return f"{view}/{kind}/{shard:02d}.arrow"
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ class Manifest:
 
     info: SnapshotInfo
     schemas: dict[str, dict[str, pa.Schema]] = field(default_factory=dict)  # view -> kind -> schema
-    files: list[PartFile] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
 
     def encode(self) -> bytes:
         schemas = {view: {kind: encode_schema(kinds[kind]) for kind in KINDS} for view, kinds in self.schemas.items()}
@@ -95,7 +107,7 @@ class Manifest:
             "format": FORMAT,
             "info": asdict(self.info),
             "schemas": schemas,
-            "files": [asdict(file) for file in self.files],
+            "groups": [asdict(group) for group in self.groups],
         }
         return encode_checked(body)
 
@@ -114,7 +126,12 @@ class Manifest:
         schemas = {
             view: {kind: decode_schema(kinds[kind]) for kind in KINDS} for view, kinds in body["schemas"].items()
         }
-        return cls(info, schemas, [PartFile(**file) for file in body["files"]])
+        return cls(info, schemas, [group_of(each) for each in body["groups"]])
+
+
+def group_of(said: dict[str, Any]) -> Group:
+    files = {kind: DataFile(**said[kind]) if said[kind] else None for kind in KINDS}
+    return Group(said["view"], said["shards"], files["rows"], files["heads"])
 
 
 def encode_checked(body: dict[str, Any]) -> bytes:
@@ -157,13 +174,10 @@ def write_snapshot(place: Place, parts: Iterable[Part], finish: Callable[[], Sna
     generation = next_generation(place)
     home = place.sub(folder(generation))
     try:
-        files: list[PartFile] = []
         schemas: dict[str, dict[str, pa.Schema]] = {}
-        for part in parts:
-            check_schemas(schemas, part)
-            files += [write_part_file(home, part, kind) for kind in KINDS if getattr(part, kind).num_rows]
-        info = counted(replace(finish(), generation=generation), files)
-        home.write(MANIFEST, Manifest(info, schemas, files).encode())
+        groups = [write_group(home, some) for some in grouped(parts, schemas)]
+        info = counted(replace(finish(), generation=generation), groups)
+        home.write(MANIFEST, Manifest(info, schemas, groups).encode())
     except Exception:
         with suppress(StorageError, OSError):
             remove_leftovers(place)
@@ -178,6 +192,23 @@ def next_generation(place: Place) -> int:
     return max(numbers, default=0) + 1
 
 
+def grouped(parts: Iterable[Part], schemas: dict[str, dict[str, pa.Schema]]) -> Iterator[list[Part]]:
+    """Parts that hold anything, in runs of one view of about GROUP_SIZE; the schemas are noted."""
+    run: list[Part] = []
+    size = 0
+    for part in parts:
+        check_schemas(schemas, part)
+        if not part.rows.num_rows and not part.heads.num_rows:
+            continue
+        if run and (size >= GROUP_SIZE or part.view != run[0].view):
+            yield run
+            run, size = [], 0
+        run.append(part)
+        size += int(part.rows.nbytes) + int(part.heads.nbytes)
+    if run:
+        yield run
+
+
 def check_schemas(schemas: dict[str, dict[str, pa.Schema]], part: Part) -> None:
     """Raises ValueError where parts of one view differ: they could not be read as one table."""
     new = {kind: getattr(part, kind).schema for kind in KINDS}
@@ -187,28 +218,38 @@ def check_schemas(schemas: dict[str, dict[str, pa.Schema]], part: Part) -> None:
             raise ValueError(f"view {part.view!r}, shard {part.shard}: {kind} have another schema than the part before")
 
 
-def write_part_file(home: Place, part: Part, kind: str) -> PartFile:
-    batch: pa.RecordBatch = getattr(part, kind)
+def write_group(home: Place, parts: list[Part]) -> Group:
+    rows, heads = (write_data_file(home, parts, kind) for kind in KINDS)
+    return Group(parts[0].view, [part.shard for part in parts], rows, heads)
+
+
+def write_data_file(home: Place, parts: list[Part], kind: str) -> DataFile | None:
+    batches: list[pa.RecordBatch] = [getattr(part, kind) for part in parts]
+    if not any(batch.num_rows for batch in batches):
+        return None
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, batch.schema, options=WRITING) as writer:
-        writer.write_batch(batch)
+    with pa.ipc.new_file(sink, batches[0].schema, options=WRITING) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
     data = sink.getvalue()
-    file = PartFile(part.view, part.shard, kind, batch.num_rows, data.size, zlib.crc32(data))
-    home.write(file.name, data)
-    return file
+    home.write(file_name(parts[0].view, kind, parts[0].shard), data)
+    return DataFile([batch.num_rows for batch in batches], data.size, zlib.crc32(data))
 
 
-def counted(info: SnapshotInfo, files: list[PartFile]) -> SnapshotInfo:
+def counted(info: SnapshotInfo, groups: list[Group]) -> SnapshotInfo:
     """The info with the number of rows that were written."""
-    views = {view: {**counts, "rows": rows_of(files, view)} for view, counts in info.views.items()}
-    unknown = {file.view for file in files} - views.keys()
+    written = [(group.view, shard) for group in groups for shard in group.shards]
+    if len(written) != len(set(written)):
+        raise ValueError("a shard of a view came twice")
+    unknown = {group.view for group in groups} - info.views.keys()
     if unknown:
         raise ValueError(f"parts of views that the snapshot's info does not name: {', '.join(sorted(unknown))}")
+    views = {view: {**counts, "rows": rows_of(groups, view)} for view, counts in info.views.items()}
     return replace(info, views=views)
 
 
-def rows_of(files: list[PartFile], view: str) -> int:
-    return sum(file.rows for file in files if file.view == view and file.kind == "rows")
+def rows_of(groups: list[Group], view: str) -> int:
+    return sum(sum(group.rows.counts) for group in groups if group.view == view and group.rows)
 
 
 # --- reading
@@ -231,7 +272,7 @@ def read_manifest(place: Place, generation: int) -> Manifest:
     if manifest.info.generation != generation:
         raise SnapshotCorrupt(f"{home.where}: holds the manifest of snapshot {manifest.info.generation}; remove it")
     for view, counts in manifest.info.views.items():
-        if counts["rows"] != rows_of(manifest.files, view):
+        if counts["rows"] != rows_of(manifest.groups, view):
             raise SnapshotCorrupt(f"{home.where}: view {view!r} has {counts['rows']} rows, its files hold others")
     return manifest
 
@@ -239,38 +280,35 @@ def read_manifest(place: Place, generation: int) -> Manifest:
 def read_parts(place: Place, generation: int, *, threads: int = 1) -> Iterator[Part]:
     """Every part, in the order written, verified. Raises SnapshotCorrupt at the first that is not what was written.
 
-    threads: that many read, check and decompress ahead of the caller; memory holds at most `threads` + 1 parts.
+    threads: that many read, check and decompress ahead of the caller; memory holds at most `threads` + 1 groups.
     """
     manifest = read_manifest(place, generation)
     home = place.sub(folder(generation))
-    by_part: dict[tuple[str, int], dict[str, PartFile]] = {}
-    for file in manifest.files:
-        by_part.setdefault((file.view, file.shard), {})[file.kind] = file
-
-    def read(view: str, shard: int, files: dict[str, PartFile]) -> Part:
-        schemas = manifest.schemas[view]
-        rows, heads = (read_part_file(home, files.get(kind), schemas[kind]) for kind in KINDS)
-        return Part(view, shard, rows, heads)
-
     with ThreadPoolExecutor(threads, thread_name_prefix="fastfeat-snapshot") as pool:
-        ahead: deque[Future[Part]] = deque()
+        ahead: deque[Future[list[Part]]] = deque()
         try:
-            for (view, shard), files in by_part.items():
-                ahead.append(pool.submit(read, view, shard, files))
+            for group in manifest.groups:
+                ahead.append(pool.submit(read_group, home, group, manifest.schemas[group.view]))
                 if len(ahead) > threads:
-                    yield ahead.popleft().result()
+                    yield from ahead.popleft().result()
             while ahead:
-                yield ahead.popleft().result()
+                yield from ahead.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def read_part_file(home: Place, file: PartFile | None, schema: pa.Schema) -> pa.RecordBatch:
-    """One file's rows, exactly as written; no file is no rows."""
+def read_group(home: Place, group: Group, schemas: dict[str, pa.Schema]) -> list[Part]:
+    rows, heads = (read_batches(home, group, kind, schemas[kind]) for kind in KINDS)
+    return [Part(group.view, *each) for each in zip(group.shards, rows, heads, strict=True)]
+
+
+def read_batches(home: Place, group: Group, kind: str, schema: pa.Schema) -> list[pa.RecordBatch]:
+    """One file's record batches, a shard each, exactly as written; no file is no rows."""
+    file: DataFile | None = getattr(group, kind)
     if file is None:
-        return pa.RecordBatch.from_pylist([], schema=schema)
-    where = f"{home.where}/{file.name}"
-    data = read_file(home, file.name)
+        return [pa.RecordBatch.from_pylist([], schema=schema)] * len(group.shards)
+    where = f"{home.where}/{group.name(kind)}"
+    data = read_file(home, group.name(kind))
     if len(data) != file.size:
         raise SnapshotCorrupt(f"{where}: {len(data)} bytes, its manifest says {file.size}; use another snapshot")
     if zlib.crc32(data) != file.crc32:
@@ -280,9 +318,9 @@ def read_part_file(home: Place, file: PartFile | None, schema: pa.Schema) -> pa.
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
     except (pa.ArrowException, OSError) as error:
         raise SnapshotCorrupt(f"{where}: no Arrow file ({error}); use another snapshot") from error
-    if len(batches) != 1 or batches[0].num_rows != file.rows or not batches[0].schema.equals(schema, True):
+    if [batch.num_rows for batch in batches] != file.counts or not batches[0].schema.equals(schema, True):
         raise SnapshotCorrupt(f"{where}: other rows or columns than its manifest says; use another snapshot")
-    return batches[0]
+    return batches
 
 
 def read_file(home: Place, name: str) -> memoryview:
@@ -295,10 +333,16 @@ def read_file(home: Place, name: str) -> memoryview:
 # --- removing
 
 
-def remove_snapshots(place: Place, keep: int) -> None:
-    """Remove all but the newest `keep`, oldest first; of each the manifest first, so none is ever seen half removed."""
-    for generation in reversed(list_snapshots(place)[keep:]):
-        place.remove(f"{folder(generation)}/{MANIFEST}")
+def remove_snapshots(place: Place, keep: int, *, damaged: Collection[int] = ()) -> None:
+    """Remove all but the newest `keep`, oldest first; of each the manifest first, so none is ever seen half removed.
+
+    damaged: generations that are known to be; they go too, and count as none that is kept.
+    """
+    generations = list_snapshots(place)
+    kept = [generation for generation in generations if generation not in damaged][:keep]
+    for generation in reversed(generations):
+        if generation not in kept:
+            place.remove(f"{folder(generation)}/{MANIFEST}")
     remove_leftovers(place)
 
 

@@ -470,3 +470,49 @@ def test_compaction_takes_the_deleted_from_every_file(directory: Path, store: St
     store.compact()
     assert files_with_marker() == []
     assert store.get_online_features(["whole:country"], {"user_id": [7]}).statuses["whole"] == [Status.DELETED]
+
+
+def load_batches(rows: int) -> pa.RecordBatchReader:
+    """Batches of ten rows: user i at second 1."""
+    schema = pa.schema([("user_id", pa.int64()), ("event_timestamp", pa.timestamp("us", "UTC")), ("balance", "f8")])
+    schema = schema.append(pa.field("country", pa.string())).append(pa.field("tags", pa.list_(pa.string())))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for start in range(0, rows, 10):
+            yield pa.RecordBatch.from_pylist([row(user, 1) for user in range(start, start + 10)], schema)
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def test_a_load_that_meets_a_full_disk_says_how_far_it_came(directory: Path) -> None:
+    disk = Disk()
+    store = open_store(directory, files=disk, segment_size=1 << 14)
+    store.apply([WHOLE])
+    disk.allocate_error = errno.ENOSPC
+    with pytest.raises(DiskFull) as caught:
+        store.load("whole", load_batches(1000))
+    taken = caught.value.report.accepted
+    assert 0 < taken < 1000
+    assert store.info()["views"]["whole"]["rows"] == taken
+    disk.allocate_error = 0
+    assert store.load("whole", load_batches(1000)).accepted == 1000
+    crash(store)
+    with open_store(directory) as again:
+        assert again.info()["views"]["whole"] == {
+            **again.info()["views"]["whole"],
+            "rows": taken + 1000,
+            "entities": 1000,
+        }
+
+
+def test_a_load_from_a_broken_source_keeps_what_came_before(store: Store) -> None:
+    good = load_batches(200)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield from good
+        raise pa.ArrowInvalid("the source broke")
+
+    with pytest.raises(DataError, match="the source broke") as caught:
+        store.load("whole", pa.RecordBatchReader.from_batches(good.schema, batches()))
+    assert caught.value.report.accepted == 200
+    assert store.info()["views"]["whole"]["rows"] == 200

@@ -139,10 +139,14 @@ def test_a_check_says_how_far_it_is(store: Miniature) -> None:
     assert steps == {"snapshot 3": (6, 6), "snapshot 2": (6, 6), "history": (9, 9), "log": (size, size)}
 
 
-def test_an_empty_directory_is_whole_and_a_missing_one_is_not(tmp_path: Path) -> None:
-    assert check_directory(str(tmp_path)).problems == []
-    with pytest.raises(StorageError, match="there is no such directory"):
-        check_directory(str(tmp_path / "missing"))
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_a_directory_without_a_store_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StorageError, match=f"{name} holds no store; name the directory"):
+        check_directory(tmp_path / name)
+    with pytest.raises(StorageError, match="holds no store"):
+        backup(tmp_path / name, tmp_path / "backup")
+    assert not (tmp_path / "backup").exists()
 
 
 def cut_log(store: Miniature) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -113,6 +114,12 @@ def assert_parts(found: list[Part], expected: list[Part]) -> None:
 
 
 @pytest.fixture
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part has its own files."""
+    monkeypatch.setattr("fastfeat.snapshot.GROUP_SIZE", 1)
+
+
+@pytest.fixture
 def place(tmp_path: Path) -> Place:
     return open_place(Files(), str(tmp_path / "snapshots"))
 
@@ -139,6 +146,24 @@ def test_empty_parts_take_no_file(place: Place) -> None:
     write_snapshot(place, [Part("profile", 9, rows_of(9, 0), heads_of(9, 0))], info_of)
     assert place.list() == ["00000000000000000001/manifest.json"]
     assert list(read_parts(place, 1)) == []
+
+
+def test_small_shards_share_files_and_large_ones_do_not(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastfeat.snapshot.GROUP_SIZE", rows_of(0, 100).nbytes * 1.5)
+    parts = [Part("profile", n, rows_of(n, 100), heads_of(n, 0)) for n in range(5)]
+    parts += [Part("empty", n, rows_of(n, 1), heads_of(n, 1)) for n in range(3)]
+    write_snapshot(place, parts, info_of)
+    files = [name.partition("/")[2] for name in place.list()]
+    assert files == ["empty/heads/00.arrow", "empty/rows/00.arrow", "manifest.json"] + [
+        f"profile/rows/{shard:02d}.arrow" for shard in (0, 2, 4)
+    ]
+    assert_parts(list(read_parts(place, 1, threads=2)), parts)
+
+
+def test_a_shard_that_comes_twice_is_refused(place: Place) -> None:
+    with pytest.raises(ValueError, match="came twice"):
+        write_snapshot(place, [parts_of(2)[0], parts_of(2)[0]], info_of)
+    assert place.list() == []
 
 
 def test_finish_is_called_after_the_last_part_and_before_the_manifest(place: Place) -> None:
@@ -171,6 +196,7 @@ def test_a_view_that_the_info_does_not_name_is_refused(place: Place) -> None:
     assert place.list() == []
 
 
+@pytest.mark.usefixtures("small_groups")
 def test_reading_ahead_is_bounded_and_stops_with_the_reader(place: Place) -> None:
     write_snapshot(place, (Part("profile", n, rows_of(n, 1), heads_of(n, 0)) for n in range(40)), info_of)
     opened: list[str] = []
@@ -204,6 +230,13 @@ def test_generations_are_listed_newest_first_and_the_oldest_go(place: Place) -> 
     assert list(Path(place.where).iterdir()) == []
 
 
+def test_damaged_snapshots_go_and_count_as_none_that_is_kept(place: Place) -> None:
+    for _ in range(4):
+        take(place)
+    remove_snapshots(place, 2, damaged={3})
+    assert list_snapshots(place) == [4, 2]
+
+
 @pytest.mark.parametrize("fails_in", ["parts", "finish"])
 def test_a_snapshot_that_fails_leaves_nothing_and_the_older_one_whole(place: Place, fails_in: str) -> None:
     take(place)
@@ -223,6 +256,7 @@ def test_a_snapshot_that_fails_leaves_nothing_and_the_older_one_whole(place: Pla
     assert_parts(list(read_parts(place, 1)), parts_of(5))
 
 
+@pytest.mark.usefixtures("small_groups")
 def test_leftovers_of_a_killed_writer_go_and_their_number_is_not_used_again(place: Place) -> None:
     take(place)
 
@@ -268,17 +302,30 @@ def test_every_truncation_is_found(place: Place, campaign: str) -> None:
     assert_parts(read_all(place)[1], [Part("profile", 0, rows_of(0, 2), heads_of(0, 1))])
 
 
+def assert_flips_are_found(place: Place, name: str, good: bytes, bits: Iterable[int]) -> None:
+    for bit in bits:
+        damaged = bytearray(good)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert_damage_is_found(place, name, bytes(damaged))
+    Path(place.where, name).write_bytes(good)
+
+
 @pytest.mark.parametrize("campaign", CAMPAIGNS)
 def test_every_flipped_bit_is_found(place: Place, campaign: str) -> None:
     for name, good in small(place).items():
-        for bit in range(0, len(good) * 8, 1 if campaign == "long" else 211):
-            damaged = bytearray(good)
-            damaged[bit // 8] ^= 1 << bit % 8
-            assert_damage_is_found(place, name, bytes(damaged))
-        Path(place.where, name).write_bytes(good)
+        assert_flips_are_found(place, name, good, range(0, len(good) * 8, 1 if campaign == "long" else 211))
     assert_parts(read_all(place)[1], [Part("profile", 0, rows_of(0, 2), heads_of(0, 1))])
 
 
+def test_a_skipped_checksum_is_caught(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A positive control of the tests above."""
+    monkeypatch.setattr("fastfeat.snapshot.zlib", SimpleNamespace(crc32=lambda data: 7))
+    name, good = next((name, data) for name, data in small(place).items() if "/rows/" in name)
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        assert_flips_are_found(place, name, good, range(len(good) * 4, len(good) * 8, 7))
+
+
+@pytest.mark.usefixtures("small_groups")
 def test_a_longer_a_missing_and_an_exchanged_file_are_found(place: Place) -> None:
     take(place)
     names = [name for name in place.list() if "/rows/" in name]
@@ -318,7 +365,9 @@ def test_files_that_only_their_checksum_fits_are_found(place: Place, change: str
 
 
 def forge(manifest: Manifest, data: pa.Buffer) -> Manifest:
-    return replace(manifest, files=[replace(manifest.files[0], size=data.size, crc32=zlib.crc32(data))])
+    group = manifest.groups[0]
+    assert group.rows
+    return replace(manifest, groups=[replace(group, rows=replace(group.rows, size=data.size, crc32=zlib.crc32(data)))])
 
 
 def test_a_later_format_is_told_apart_from_damage(place: Place) -> None:
@@ -353,8 +402,8 @@ def test_the_manifest_is_json_that_a_person_can_read(place: Place) -> None:
     take(place)
     body = json.loads(bytes(place.read("00000000000000000001/manifest.json")))
     assert (body["format"], body["info"]["log_end"]) == (1, 20)
-    first = body["files"][0]
-    assert (first["view"], first["kind"], first["shard"], first["rows"]) == ("profile", "rows", 0, 5)
+    (group,) = body["groups"]
+    assert (group["view"], group["shards"], group["rows"]["counts"]) == ("profile", [0, 1, 2, 3], [5, 5, 5, 0])
 
 
 def test_a_store_loads_a_snapshot_from_elsewhere(place: Place) -> None:

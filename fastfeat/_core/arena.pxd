@@ -10,6 +10,7 @@ cdef struct ArenaView:        # one process's resolved pointers
 cdef class Arena:
     cdef ArenaView view
     cdef readonly uint64_t capacity
+    cdef uint64_t populated       # bytes from the base on, as far as populate_ahead went
 
 # Extents: whole pages, from a list of free ones or from the untouched end. 0: full. `urgent` may use the reserve.
 cdef uint64_t extent_alloc(ArenaView* arena, uint64_t size, bint urgent) noexcept nogil

@@ -148,8 +148,6 @@ cdef Status pending_add(
         return ARENA_FULL
     pending.is_claimed = is_claimed
     writer.claimed += is_claimed
-    if pending.slot.block_at != 0:
-        prefetch(view.arena.base + pending.slot.block_at)
     return OK
 
 
@@ -198,6 +196,25 @@ cdef Status group_prepare(
     return status
 
 
+cdef inline void prefetch_old(const TableView* view, const Pending* pending) noexcept nogil:
+    """Ask for the rest of a packed row and for the head, which merging will read; the block's first line is here."""
+    cdef const BlockHeader* block
+    if pending.slot.block_at != 0:
+        block = block_of(view, pending.slot.block_at)
+        prefetch(<const uint8_t*>block + 64)
+        if block.head_at != 0:
+            prefetch(view.arena.base + block.head_at)
+            prefetch(view.arena.base + block.head_at + 64)
+
+
+cdef inline void prefetch_block(const TableView* view, uint64_t hash) noexcept nogil:
+    """Ask for the block in the hash's first slot, which most often is the entity's; the slot itself is on its way."""
+    cdef uint64_t word = view.slots[shard_of(view, hash)]
+    cdef uint64_t block_at = slots_of(view.arena.base, word)[hash & slots_mask(word)].block_at
+    if block_at != 0:
+        prefetch(view.arena.base + block_at)
+
+
 cdef Status shards_prepare(
     const TableView* view, ShardWriter* writers, const BatchView* batch, const Grouping* group, const uint64_t* hashes,
     uint32_t shard_low, uint32_t shard_high, int64_t now_us, uint8_t* staging,
@@ -210,6 +227,7 @@ cdef Status shards_prepare(
     cdef int64_t i
     cdef uint32_t shard
     cdef uint64_t word
+    cdef const uint8_t* images
     cdef const uint8_t* image
     cdef const uint8_t* key
     cdef Status status
@@ -225,8 +243,13 @@ cdef Status shards_prepare(
         for i in range(start, end):
             word = view.slots[shard_of(view, hashes[i])]
             prefetch(&slots_of(view.arena.base, word)[hashes[i] & slots_mask(word)])
-        if staging != NULL:
+        images = staging
+        if batch.columns == NULL:
+            images = batch.images + start * view.row_stride
+        elif staging != NULL:
             batch_encode(batch, start, end, staging)
+        for i in range(start, end):
+            prefetch_block(view, hashes[i])
         for i in range(start, end):
             shard = shard_of(view, hashes[i])
             if group.counts[i] and shard_low <= shard < shard_high:
@@ -235,11 +258,12 @@ cdef Status shards_prepare(
                 status = pending_add(view, &writers[shard], hashes[i], key, key_size(&batch.keys, i))
                 if status != OK:
                     return status
+                prefetch_old(view, <Pending*>writers[shard].pending.data + pending[i - start])
         for i in range(start, end):
             shard = shard_of(view, hashes[i])
             if group.counts[i] and shard_low <= shard < shard_high:
                 entity_open(&entity, view, writers, &batch.keys, i, hashes[i], pending[i - start])
-                image = staging + (i - start) * view.row_stride if staging != NULL else NULL
+                image = images + (i - start) * view.row_stride if images != NULL else NULL
                 status = group_prepare(&entity, group, i, image, &one)
                 if status != OK:
                     return status
