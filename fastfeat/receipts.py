@@ -43,6 +43,8 @@ class Receipt:
             raise fault("version is no integer")
         if not isinstance(self.entities, dict) or not all(is_column(*each) for each in self.entities.items()):
             raise fault("entities is no map from join keys to lists of values")
+        if len(set(map(len, self.entities.values()))) > 1:
+            raise fault("the lists of entities differ in length")
         if not is_int(self.position) or not 0 <= self.position <= POSITION_MAX:
             raise fault(f"position is no integer from 0 to {POSITION_MAX}")
         for name, moment in (("as_of", self.as_of), ("known_at", 0 if self.known_at is None else self.known_at)):

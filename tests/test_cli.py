@@ -20,7 +20,20 @@ from fastfeat.cli.definitions import load_definitions
 from fastfeat.errors import SchemaError
 from fastfeat.protocol import DEFAULT_PORT
 
-COMMANDS = ["demo", "serve", "load", "get", "info", "snapshot", "compact", "check", "backup", "restore", "bench"]
+COMMANDS = [
+    "demo",
+    "serve",
+    "load",
+    "get",
+    "replay",
+    "info",
+    "snapshot",
+    "compact",
+    "check",
+    "backup",
+    "restore",
+    "bench",
+]
 
 DEFINITIONS = '''
 """Features of users."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -77,6 +78,46 @@ def test_a_past_moment_is_answered_from_the_directory_in_every_form(url: str) ->
         assert client.get_feature_vectors("scoring", {"user_id": [7]}, as_of=tuesday).tolist() == [[41.0, 10.0]]
         result = client.get_online_features("scoring", [{"user_id": 7}], as_of=tuesday)
         assert result.to_dict() == {"profile:age": [41], "profile:balance": [10.0]}
+
+
+def test_a_receipt_is_printed_and_replayed_by_another_process(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["get", "scoring", "-e", "user_id=7", "--as-of", "2026-03-03T00:00Z", "--url", url]
+    shown = printed([*words, "--receipt"], capsys).splitlines()
+    receipt = fastfeat.Receipt.from_json(shown[-1])
+    assert (receipt.features, receipt.entities, receipt.as_of) == ("scoring", {"user_id": [7]}, MONDAY_US + DAY_US)
+    document = printed([*words, "--receipt", "--json"], capsys)
+    answers = json.loads(document)["answers"]
+    assert answers == json.loads(printed([*words, "--json"], capsys))
+    assert answers[0]["values"] == {"profile:age": 41, "profile:balance": 10.0}
+    alone, whole = tmp_path / "receipt.json", tmp_path / "answer.json"
+    alone.write_text(shown[-1], encoding="utf-8")
+    whole.write_text(document, encoding="utf-8")
+    for path in (alone, whole):
+        assert printed(["replay", str(path), "--url", url], capsys).splitlines() == shown[:-1]
+        assert json.loads(printed(["replay", str(path), "--json", "--url", url], capsys)) == answers
+    monkeypatch.setattr(sys, "stdin", io.StringIO(shown[-1]))
+    assert json.loads(printed(["replay", "-", "--json", "--url", url], capsys)) == answers
+
+
+def test_what_is_no_receipt_is_refused_in_one_line(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text, says in (("user_id=7", "holds no JSON"), ("{}", "no receipt"), ("[1]", "no receipt"), (None, "No such")):
+        path = tmp_path / ("receipt.json" if text else "missing.json")
+        if text:
+            path.write_text(text, encoding="utf-8")
+        assert app.run(["replay", str(path), "--url", url]) == app.FAILED
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+
+
+def test_a_server_of_a_store_in_memory_has_no_receipts(definitions: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with served(definitions) as url:
+        assert app.run(["get", "scoring", "-e", "user_id=7", "--receipt", "--url", url]) == app.FAILED
+    assert capsys.readouterr().err.startswith(f"fastfeat: StorageError: {url} gives no receipts")
 
 
 def test_info_shows_the_state_of_the_directory(url: str, directory: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,6 +175,7 @@ HOSTILE: list[tuple[dict[str, Any], type[FastFeatError], str]] = [
     ({"entities": [[1]]}, DataError, "entities is no map"),
     ({"entities": {"user_id": 1}}, DataError, "entities is no map"),
     ({"entities": {"user_id": b"12345678"}}, DataError, "entities is no map"),
+    ({"entities": {"user_id": [1], "other": [1, 2]}}, DataError, "differ in length"),
     ({"as_of": None}, DataError, "as_of is no integer"),
     ({"as_of": 1.5}, DataError, "as_of is no integer"),
     ({"as_of": 1 << 62}, DataError, "outside years 1 to 9999"),

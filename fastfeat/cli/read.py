@@ -1,9 +1,11 @@
-"""`fastfeat get` and `fastfeat info`: what a running server answers and holds."""
+"""`fastfeat get`, `replay` and `info`: what a running server answers, answered and holds."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +15,7 @@ from .options import DEFAULT_URL, AsJson, Entities, Url
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from fastfeat.receipts import Receipt
     from fastfeat.result import Result
 
 INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
@@ -26,13 +29,17 @@ def get(
         str | None, typer.Option(help="Answer as of this moment, ISO 8601 with a zone: 2013-07-04T15:00Z.")
     ] = None,
     known_at: Annotated[str | None, typer.Option(help="Count only what was known by this moment.")] = None,
+    receipt: Annotated[
+        bool, typer.Option("--receipt", help="Print what `fastfeat replay` takes, on the last line.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask for features of entities, now or as of a past moment.
 
     Example: fastfeat get departure_delay -e origin=EWR,tailnum=N14228 --as-of 2013-01-01T10:15Z
 
-    An entity that is not there is an answer (NOT_FOUND, EXPIRED, DELETED), not an error.
+    An entity that is not there is an answer (NOT_FOUND, EXPIRED, DELETED), not an error. With --json and --receipt the
+    document is {"answers": [...], "receipt": {...}}.
     """
     import fastfeat
 
@@ -42,8 +49,47 @@ def get(
     with fastfeat.connect(url) as client:
         key_types = join_keys(client.info())
         rows = [parse_entity(text, key_types) for text in entity]
-        result = client.get_online_features(wanted_features(features), rows, as_of=moment, known_at=known)
-    show_result(result, rows, as_json)
+        result = client.get_online_features(
+            wanted_features(features), rows, as_of=moment, known_at=known, receipt=receipt
+        )
+    if receipt and result.receipt is None:
+        raise fastfeat.StorageError(f"{url} gives no receipts: its store is in memory; serve one with --directory")
+    show_result(result, rows, as_json, receipt)
+
+
+def replay(
+    receipt: Annotated[
+        str, typer.Argument(help="A file with a receipt, or with what `get --json --receipt` printed; - for stdin.")
+    ],
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Ask for an answer again by its receipt, as it was given then.
+
+    Example: fastfeat replay receipt.json
+
+    Rows that came later and definitions that changed since do not count. What was deleted since is DELETED.
+    """
+    import fastfeat
+
+    asked = read_receipt(receipt)
+    with fastfeat.connect(url) as client:
+        result = client.replay(asked)
+    names, columns = asked.entities.keys(), asked.entities.values()
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    show_result(result, rows, as_json, False)
+
+
+def read_receipt(path: str) -> Receipt:
+    """Raises DataError, or OSError: the file can't be read."""
+    from fastfeat import DataError, Receipt
+
+    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} holds no JSON: {error}") from None
+    return Receipt.from_dict(said["receipt"] if isinstance(said, dict) and "receipt" in said else said)
 
 
 def wanted_features(words: list[str]) -> str | list[str]:
@@ -102,13 +148,14 @@ def parse_key(key: str, value: str, kind: str) -> object:
         ) from None
 
 
-def show_result(result: Result, rows: list[dict[str, object]], as_json: bool) -> None:
+def show_result(result: Result, rows: Sequence[Mapping[str, object]], as_json: bool, with_receipt: bool) -> None:
     from .output import print_json, print_table, time_text
 
     columns = result.to_dict()
     answers = [answer_of(result, columns, i, row) for i, row in enumerate(rows)]
+    receipt = result.receipt if with_receipt else None
     if as_json:
-        print_json(answers)
+        print_json(answers if receipt is None else {"answers": answers, "receipt": receipt.to_dict()})
         return
     for answer in answers:
         times = {view: found["event_time_us"] for view, found in answer["views"].items()}
@@ -121,9 +168,11 @@ def show_result(result: Result, rows: list[dict[str, object]], as_json: bool) ->
                 for time_us in [times[name.partition(":")[0]]]
             ),
         )
+    if receipt is not None:
+        print(receipt.to_json())
 
 
-def answer_of(result: Result, columns: dict[str, list[Any]], at: int, row: dict[str, object]) -> dict[str, Any]:
+def answer_of(result: Result, columns: dict[str, list[Any]], at: int, row: Mapping[str, object]) -> dict[str, Any]:
     """The answer about one entity as plain values."""
     from fastfeat import Status
 
