@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from fastfeat.errors import FastFeatError, RemoteProtocolError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # Weight of one connection's writes (see writes.py) at which it is not read on until half of it is answered: a bound for
 # the rows that wait in memory.
 WRITES_WEIGHT_MAX = 256
+NOT_PAUSED = Pause.NONE
 
 
 class Connection(asyncio.Protocol):
@@ -31,7 +33,9 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.session = ServerSession(self._handle, server.config.frame_size_max, server.config.entities_max)
+        self.session = ServerSession(
+            partial(requests.handle, self), server.config.frame_size_max, server.config.entities_max
+        )
         self.loads: dict[int, Load] = {}  # begun and not ended
         self.pending = 0
         self._writes_weight = 0  # of the writes among them
@@ -130,9 +134,16 @@ class Connection(asyncio.Protocol):
 
     def flush(self) -> None:
         """Sends the answers of writes; reads on where too many had waited."""
-        self._flush()
-        if self._pause & Pause.STORING and self._writes_weight <= WRITES_WEIGHT_MAX // 2:
+        self._send(self.session.take())
+        if self._is_ended:
+            self._close_if_done()
+        # Why `is`: each operation of a flag costs as much as the rest of this, and there is a call for every push.
+        if self._pause is not NOT_PAUSED and self._pause & Pause.STORING and self._has_room:
             self.resume(Pause.STORING)
+
+    @property
+    def _has_room(self) -> bool:
+        return self._writes_weight <= WRITES_WEIGHT_MAX // 2
 
     def in_thread(self, request_id: int, executor: Executor, work: Callable[[], object]) -> None:
         """Answers the request with what `work` gives, a result or a Frame, from a thread."""
@@ -155,9 +166,6 @@ class Connection(asyncio.Protocol):
         self._close_if_done()
 
     # Own --------------------------------------------------------------------------------------------------------------
-
-    def _handle(self, request_id: int, method: str, params: object) -> None:
-        requests.handle(self, request_id, method, params)
 
     def _thread_done(self, request_id: int, done: asyncio.Future[Any]) -> None:
         self.pending -= 1
