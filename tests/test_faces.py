@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -398,6 +399,26 @@ def test_an_answer_with_a_receipt_keeps_the_limits_of_a_get(durable: Store) -> N
             with pytest.raises(DataError, match="a frame takes 4096 B; ask for fewer entities"):
                 client.replay(large)
             assert len(client.replay(replace(large, features=("profile:age",), entities={"user_id": [7]}))) == 1
+
+
+def test_a_connection_is_not_read_on_while_many_of_its_answers_wait(
+    durable: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, answer = threading.Event(), durable.answer
+
+    def held(*args: Any, **options: Any) -> Result:
+        assert gate.wait(20)
+        return answer(*args, **options)
+
+    monkeypatch.setattr(durable, "answer", held)
+    with serving(durable) as server, Raw(server.url) as raw:
+        raw.send(*([0, number, "ANSWER", ["scoring", {"user_id": [number]}]] for number in range(100)))
+        server.until(lambda: any(each.session.is_paused for each in server.server.connections))
+        assert server.call(lambda: [each.pending for each in server.server.connections]) == [16]
+        gate.set()
+        replies = sorted((raw.read() for _ in range(100)), key=lambda reply: int(reply[1]))
+        assert [reply[3]["receipt"]["entities"]["user_id"] for reply in replies] == [[i] for i in range(100)]
+        assert raw.ask([0, 1, "PING", []]) == [1, 1, None, None]
 
 
 def test_a_receipt_names_the_definitions_that_its_answer_was_read_under(

@@ -25,6 +25,7 @@ from fastfeat.protocol import (
     Inbox,
     PreparedPlan,
     ServerSession,
+    answer_of,
     columns_of,
     join_columns,
     matrix_of,
@@ -125,6 +126,52 @@ def test_the_documents_client_is_at_most_fifty_lines() -> None:
 def test_the_document_lists_every_error_code_and_no_other() -> None:
     listed = re.findall(r"^\| (\d+) \| (\w+) \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     assert {int(code): name for code, name in listed} == {code: cls.__name__ for cls, code in CODE_OF.items()}
+
+
+ANSWER = {
+    "receipt": None,
+    "features": [["user:x", "float64"], ["user:name", "string"]],
+    "views": ["user"],
+    "view_of": [0, 0],
+    "result": [b"\0", bytes(8), 1, [[b"\1", bytes(8)], [b"\1", b"ab", b"\0\0\0\0\2\0\0\0"]]],
+}
+
+
+def test_an_answer_says_what_its_columns_are() -> None:
+    answer, (statuses, _, columns) = answer_of(ANSWER)
+    assert (answer.features, answer.view_of) == (("user:x", "user:name"), (0, 0))
+    assert statuses.tolist() == [[0]]
+    assert columns[1][1].tobytes() == b"ab"
+
+
+@pytest.mark.parametrize("nothing", [None, [], 7, {}])
+def test_what_is_no_answer_breaks_the_protocol(nothing: object) -> None:
+    with pytest.raises(RemoteProtocolError):
+        answer_of(nothing)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"features": None},
+        {"features": []},
+        {"features": [["user:x"]]},
+        {"features": [["user:x", "float63"], ["user:name", "string"]]},
+        {"features": [["user:x", "float64"]]},
+        {"views": 1},
+        {"views": []},
+        {"view_of": [0]},
+        {"view_of": [0, 1]},
+        {"view_of": [0, []]},
+        {"result": None},
+        {"result": [b"", b"", 1, []]},
+        {"result": [b"\0", bytes(8), "1", []]},
+        {"result": [b"\0", bytes(8), 1, [[b"\1", bytes(7)], [b"\1", b"", bytes(8)]]]},
+    ],
+)
+def test_an_answer_of_another_shape_breaks_the_protocol(change: dict[str, Any]) -> None:
+    with pytest.raises(RemoteProtocolError):
+        answer_of(ANSWER | change)
 
 
 # The server's half ---------------------------------------------------------------------------------------------------

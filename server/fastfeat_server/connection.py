@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Weight of one connection's writes (see writes.py) at which it is not read on until half of it is answered: a bound for
 # the rows that wait in memory.
 WRITES_WEIGHT_MAX = 256
+IN_THREADS_MAX = 16  # answers of one connection that threads make or have before them; a bound for the keys that wait
 NOT_PAUSED = Pause.NONE
 
 
@@ -39,6 +40,7 @@ class Connection(asyncio.Protocol):
         self.loads: dict[int, Load] = {}  # begun and not ended
         self.pending = 0
         self._writes_weight = 0  # of the writes among them
+        self._in_threads = 0  # of the others
         self._last_load = 0
         self.transport: asyncio.Transport
         self._pause = Pause.NONE
@@ -148,6 +150,9 @@ class Connection(asyncio.Protocol):
     def in_thread(self, request_id: int, executor: Executor, work: Callable[[], object]) -> None:
         """Answers the request with what `work` gives, a result or a Frame, from a thread."""
         self.pending += 1
+        self._in_threads += 1
+        if self._in_threads >= IN_THREADS_MAX and not self._pause & Pause.THREADS:
+            self.pause(Pause.THREADS)
         future = self.server.loop.run_in_executor(executor, work)
         future.add_done_callback(lambda done: self._thread_done(request_id, done))
 
@@ -169,8 +174,14 @@ class Connection(asyncio.Protocol):
 
     def _thread_done(self, request_id: int, done: asyncio.Future[Any]) -> None:
         self.pending -= 1
+        self._in_threads -= 1
         if done.cancelled():
             return
+        self._answer_from_thread(request_id, done)
+        if self._pause & Pause.THREADS and self._in_threads <= IN_THREADS_MAX // 2:
+            self.resume(Pause.THREADS)
+
+    def _answer_from_thread(self, request_id: int, done: asyncio.Future[Any]) -> None:
         error = done.exception()
         if error is not None:
             self.server.note(error)

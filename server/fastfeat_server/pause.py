@@ -11,3 +11,4 @@ class Pause(IntFlag):
     LOADING = 2  # chunks of a LOAD wait for the store
     STOPPING = 4
     STORING = 8  # many writes wait for the store
+    THREADS = 16  # many answers are being made by threads
