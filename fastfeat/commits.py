@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 ROWS: Final = 1  # kinds of records; their numbers are part of the log's format
 DELETE: Final = 2
 DEFINITIONS: Final = 3
-NOTE: Final = 4  # says nothing to a store
 
 NAME = struct.Struct("<II")  # in front of a record of rows: bytes of the view's name, 1 where we gave the created times
 DELETE_PART: Final = 64  # entities: small enough for the arena's reserve
@@ -157,8 +156,6 @@ class Commits:
         """Go on in a new segment of the log, so that those before it can be dropped."""
         with self.lock:
             self.log.roll()
-            self.log.append(NOTE, [b"compacted"])
-            self.log.sync()
 
     def _stamp(self) -> int:
         self.created_us = max(self._clock.now(), self.created_us + 1)

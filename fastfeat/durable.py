@@ -21,9 +21,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -40,7 +42,16 @@ from .log import Log, Record
 from .places import open_place
 from .rows import batch_of_rows, entity_columns, heads_batch, heads_of, key_fields, key_hashes, rows_batch, rows_schema
 from .schema import Definition, FeatureView, definitions_from_list
-from .snapshot import Part, SnapshotInfo, list_snapshots, read_info, read_parts, remove_snapshots, write_snapshot
+from .snapshot import (
+    Part,
+    SnapshotInfo,
+    list_snapshots,
+    read_info,
+    read_parts,
+    remove_snapshots,
+    take_parts,
+    write_snapshot,
+)
 
 if TYPE_CHECKING:
     from ._core.table import Change, RowBatch
@@ -57,6 +68,7 @@ POPULATE_SECONDS: Final = 0.01  # at 1 M rows/s of 200 B, 2 MB
 POPULATE_IDLE_SECONDS: Final = 0.05
 EVERY_SEQUENCE: Final = 2**63
 NO_VERSION: Final = -1
+SEED = struct.Struct("<QQ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +96,13 @@ class Options:
 class Target:
     """The store that a directory is opened into.
 
-    reset: begin again, empty. install: these definitions and their tables, in a version. views: what is installed.
-    arena: that the tables lie in now.
+    reset:   begin again, empty, with this seed of the key hash, or a new one.
+    install: these definitions, and a table for each view.
+    views:   what is installed.
+    arena:   that the tables lie in now.
     """
 
-    reset: Callable[[], None]
+    reset: Callable[[bytes | None], None]
     install: Callable[[list[Definition]], None]
     views: Callable[[], Mapping[str, tuple[FeatureView, Table]]]
     arena: Callable[[], Arena]
@@ -178,7 +192,7 @@ class Storage:
                 storage._let_go()
                 if not (attempts and isinstance(error, (StorageError, OSError)) and storage._has_owner()):
                     raise
-                target.reset()  # what was there a moment ago may be what the owner has just replaced
+                target.reset(None)  # what was there a moment ago may be what the owner has just replaced
             else:
                 return storage
 
@@ -226,7 +240,7 @@ class Storage:
             except SnapshotCorrupt as error:
                 problems.append(str(error))
                 log_lines.warning("snapshot %d can't be used: %s", generation, error)
-                self._target.reset()
+                self._target.reset(None)
         self.log = Log.open(
             self.files,
             os.path.join(self.directory, "log"),
@@ -251,20 +265,37 @@ class Storage:
         self.commits.visible = self.commits.sequence
 
     def _read_snapshot(self, info: SnapshotInfo) -> None:
-        self._target.reset()
+        """Rows shard by shard, several at once; then the heads."""
+        self._target.reset(SEED.pack(*info.seed))
         self._set_versions(info.definitions)
         views = self._target.views()
-        threads = os.cpu_count() or 1
-        for part in read_parts(self.snapshots, info.generation, threads=threads):
+        heads: list[Part] = []
+
+        def take(part: Part) -> None:
             view, table = views[part.view]
             if part.rows.num_rows:
-                self._apply(table.prepare, batch_of_rows(table, view, part.rows), None, threads)
+                batch = batch_of_rows(table, view, part.rows)
+                if shards_of(table) == info.views[part.view]["shards"]:
+                    table.restore_shard(batch, part.shard)
+                else:  # another capacity, other shards
+                    table.prepare(batch).commit()
             if part.heads.num_rows:
-                self._apply(table.prepare_heads, entity_columns(view, part.heads), heads_of(part.heads))
+                heads.append(part)
+
+        with self._fitting():
+            take_parts(self.snapshots, info.generation, take, threads=os.cpu_count() or 1)
+        for part in heads:
+            view, table = views[part.view]
+            self._apply(table.prepare_heads, entity_columns(view, part.heads), heads_of(part.heads))
 
     def _apply(self, prepare: Callable[..., Change], *arguments: Any) -> None:
-        try:
+        with self._fitting():
             prepare(*arguments).commit()
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        try:
+            yield
         except ArenaFull as error:
             raise ArenaFull(
                 f"{self.directory} holds more than fits: {error}; open it with a larger capacity_bytes"
@@ -408,7 +439,7 @@ class Storage:
                 sequence, log_start = self.commits.sequence, self.log.end
                 created_us, versions = self.commits.created_us, list(self.versions)
                 views, version = dict(self._target.views()), self.commits.version
-            entities = {name: {"entities": table.entities} for name, (_, table) in views.items()}
+            counts = {name: {"entities": t.entities, "shards": shards_of(t)} for name, (_, t) in views.items()}
 
             def finish() -> SnapshotInfo:
                 with self.commits.lock:  # rows that it saw must not be lost to a crash while it stays
@@ -421,9 +452,9 @@ class Storage:
                     log_end=log_end,
                     created_us=created_us,
                     taken_us=self._clock.now(),
-                    seed=(0, 0),
+                    seed=SEED.unpack(self._target.arena().seed),
                     definitions=versions,
-                    views=entities,
+                    views=counts,
                 )
 
             info = write_snapshot(self.snapshots, parts_of(views, sequence), finish)

@@ -297,6 +297,32 @@ def read_parts(place: Place, generation: int, *, threads: int = 1) -> Iterator[P
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def take_parts(place: Place, generation: int, take: Callable[[Part], object], *, threads: int = 1) -> None:
+    """Call `take` with every part, verified, in several threads at once and in no order.
+
+    Raises SnapshotCorrupt, or what `take` raises; other parts may have been taken by then.
+    """
+    manifest = read_manifest(place, generation)
+    home = place.sub(folder(generation))
+    waiting = deque(manifest.groups)
+
+    def work() -> None:
+        with suppress(IndexError):
+            while True:
+                group = waiting.popleft()
+                for part in read_group(home, group, manifest.schemas[group.view]):
+                    take(part)
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="fastfeat-snapshot") as pool:
+        done = [pool.submit(work) for _ in range(threads)]
+        try:
+            for future in done:
+                future.result()
+        except BaseException:
+            waiting.clear()
+            raise
+
+
 def read_group(home: Place, group: Group, schemas: dict[str, pa.Schema]) -> list[Part]:
     rows, heads = (read_batches(home, group, kind, schemas[kind]) for kind in KINDS)
     return [Part(group.view, *each) for each in zip(group.shards, rows, heads, strict=True)]

@@ -155,9 +155,9 @@ class Store:
         store._storage = storage
         return store
 
-    def _reset(self) -> None:
+    def _reset(self, seed: bytes | None) -> None:
         """Begin again, empty."""
-        self._arena = Arena(self._capacity)
+        self._arena = Arena(self._capacity, seed)
         self._definitions = Definitions({}, {}, {}, {})
         self._plans = {}
 

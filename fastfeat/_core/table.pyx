@@ -257,6 +257,26 @@ cdef class Table:
         self.lock.acquire()
         return self.prepared(lambda: Heads(self, keys, heads))
 
+    def restore_shard(self, RowBatch batch, uint32_t shard):
+        """Append rows that all belong to one shard, with the sequences they bring, while a store is being opened.
+
+        Other threads may restore other shards meanwhile; nobody may write otherwise. Raises ArenaFull, and DataError
+        where a row belongs elsewhere; nothing of the batch is there then.
+        """
+        cdef Append change
+        cdef Status status
+        check_count(batch)
+        change = Append(self, batch, 1)
+        change.check_shard(shard)
+        status = change.prepare_range(shard, shard + 1, True)
+        with nogil:
+            if status == OK:
+                shards_commit(&self.view, self.writers, shard, shard + 1)
+                shards_reclaim(&self.view, self.writers, shard, shard + 1)
+            else:
+                shards_abort(&self.view, self.writers, shard, shard + 1)
+        raise_for(status, self.full_message() if status == ARENA_FULL else f"view {self.name!r}: no memory")
+
     def prepared(self, make):
         """The change that `make` makes, prepared; the lock, which is held, is let go of on an error."""
         try:
@@ -400,20 +420,27 @@ cdef class Append(Change):
                 shards_abort(&self.table.view, self.table.writers, 0, shards)
                 raise
         else:
-            status = self.prepare_range(0, shards)
+            status = self.prepare_range(0, shards, True)
         if status != OK:
             shards_abort(&self.table.view, self.table.writers, 0, shards)
         return status
 
-    def prepare_range(self, uint32_t low, uint32_t high):
-        """The status of preparing shards [low, high)."""
+    cdef int check_shard(self, uint32_t shard) except -1:
+        """Raises DataError where a row belongs to another shard."""
+        cdef uint32_t i
+        for i in range(SHARDS_MAX):
+            if i != shard and self.group.per_shard[i]:
+                raise DataError(f"view {self.table.name!r}: rows of shard {i} among those of shard {shard}")
+        return 0
+
+    def prepare_range(self, uint32_t low, uint32_t high, bint is_staged=False):
+        """The status of preparing shards [low, high). is_staged: they take all rows, so runs are encoded at once."""
         cdef Status status = NO_MEMORY
-        cdef bint is_whole = high - low == <uint32_t>1 << self.table.view.shard_bits
         cdef uint8_t* staging = NULL
         with nogil:
-            if is_whole:
+            if is_staged:
                 staging = <uint8_t*>malloc(STAGED_ROWS * self.batch.view.row_stride)
-            if staging != NULL or not is_whole:
+            if staging != NULL or not is_staged:
                 status = shards_prepare(
                     &self.table.view, self.table.writers, &self.batch.view, &self.group, self.hashes, low, high,
                     self.now_us, staging,
