@@ -168,6 +168,7 @@ class Storage:
         self.read_only = "it was opened read-only" if options.read_only else ""
         self.last_snapshot: SnapshotInfo | None = None
         self._snapshot_version = NO_VERSION  # commits.version when the last snapshot began
+        self._damaged: set[int] = set()  # snapshots that can't be read: kept until there is a newer one, counted never
         self.commits: Commits
         self.log: Log
         self.history: History
@@ -239,8 +240,10 @@ class Storage:
                     self.last_snapshot, self._snapshot_version = info, 0
             except SnapshotCorrupt as error:
                 problems.append(str(error))
+                self._damaged.add(generation)
                 log_lines.warning("snapshot %d can't be used: %s", generation, error)
-                self._target.reset(None)
+                if self.last_snapshot is None:  # an older one's damage is no reason to forget the newer
+                    self._target.reset(None)
         self.log = Log.open(
             self.files,
             os.path.join(self.directory, "log"),
@@ -409,7 +412,7 @@ class Storage:
 
     def _drop_log(self) -> None:
         """Remove what of the log the older snapshot and the history cover."""
-        generations = list_snapshots(self.snapshots)
+        generations = [each for each in list_snapshots(self.snapshots) if each not in self._damaged]
         if len(generations) < KEPT_SNAPSHOTS:
             return
         oldest = read_info(self.snapshots, generations[KEPT_SNAPSHOTS - 1])
@@ -458,10 +461,12 @@ class Storage:
                 )
 
             info = write_snapshot(self.snapshots, parts_of(views, sequence), finish)
+            self._damaged.add(info.generation)
             for _ in read_parts(self.snapshots, info.generation):
                 pass  # raises SnapshotCorrupt: then the older ones and their log stay
+            self._damaged.remove(info.generation)
             self.last_snapshot, self._snapshot_version = info, version
-            remove_snapshots(self.snapshots, keep)
+            remove_snapshots(self.snapshots, keep, damaged=self._damaged)
         self._drop_log()
         return info
 

@@ -307,11 +307,13 @@ def take_parts(place: Place, generation: int, take: Callable[[Part], object], *,
     waiting = deque(manifest.groups)
 
     def work() -> None:
-        with suppress(IndexError):
-            while True:
+        while waiting:
+            try:
                 group = waiting.popleft()
-                for part in read_group(home, group, manifest.schemas[group.view]):
-                    take(part)
+            except IndexError:  # another thread took the last one
+                return
+            for part in read_group(home, group, manifest.schemas[group.view]):
+                take(part)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="fastfeat-snapshot") as pool:
         done = [pool.submit(work) for _ in range(threads)]

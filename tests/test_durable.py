@@ -445,6 +445,30 @@ def test_a_damaged_snapshot_gives_way_to_the_one_before(directory: Path, store: 
         assert answers(again) == before
 
 
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("name", ["manifest.json", "latest/rows/*.arrow"])
+def test_either_snapshot_may_be_damaged_and_the_next_one_takes_its_place(
+    directory: Path, store: Store, which: int, name: str
+) -> None:
+    for second in range(0, 30, 10):
+        fill(store, range(second, second + 10))
+        store.flush_history()
+        store.snapshot()
+    expected = answers(store)
+    crash(store)
+    older, newer = sorted((directory / "snapshots").iterdir())
+    victim = next([older, newer][which].glob(name))
+    content = bytearray(victim.read_bytes())
+    content[100] ^= 1
+    victim.write_bytes(content)
+    with open_store(directory) as again:
+        assert answers(again) == expected
+        again.snapshot()
+        assert sorted((directory / "snapshots").iterdir())[:-1] == [older if which else newer]
+    with open_store(directory, read_only=True) as again:
+        assert answers(again) == expected
+
+
 def test_compaction_takes_the_deleted_from_every_file(directory: Path, store: Store) -> None:
     marker = "a-country-that-only-this-user-lives-in"
     store.push("whole", {**row(7, 1), "country": marker})
