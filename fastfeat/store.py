@@ -27,6 +27,7 @@ from .errors import (
     DataError,
     FastFeatError,
     IncompatibleSchema,
+    LogFailed,
     SchemaError,
     StorageError,
     UnknownFeature,
@@ -169,6 +170,12 @@ class Store:
     def is_durable(self) -> bool:
         """True where writes are kept in a directory."""
         return self._storage is not None
+
+    @property
+    def log_failure(self) -> LogFailed | None:
+        """The error after which no write is taken any more, where there was one: also in the background."""
+        refusal = None if self._storage is None else self._storage.log.refusal
+        return refusal if isinstance(refusal, LogFailed) else None
 
     # --- definitions
 

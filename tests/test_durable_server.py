@@ -51,6 +51,7 @@ class GatedStore(TableStore):
     """
 
     is_durable = True
+    log_failure: LogFailed | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -313,6 +314,16 @@ def test_a_failed_log_is_remembered_as_the_servers_end(
     assert raw.ask([0, 2, method, params])[2] == [38, "fdatasync: Input/output error"]
     running.until(lambda: running.server.failed.is_set())
     assert running.call(lambda: running.server.failure) is store.failure
+
+
+def test_a_sync_that_failed_in_the_background_is_noticed_without_a_write(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastfeat_server.server.LOOK_SECONDS", 0.01)
+    with serving(store) as running:
+        assert running.call(lambda: running.server.failure) is None
+        store.log_failure = LogFailed("fdatasync: Input/output error")
+        running.until(lambda: running.server.failed.is_set())
 
 
 FAILING = """

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,8 +24,10 @@ from .writes import WriteQueue
 
 log = logging.getLogger("fastfeat.server")
 BACKLOG = 1024  # connections that wait to be accepted
+MAINTENANCE_NICENESS = 10
 READERS = 4  # threads for answers that take long
 ROWS_INLINE_MAX = 256  # of a write in the event loop
+LOOK_SECONDS = 1.0  # between two looks at whether a sync in the background has failed
 FAILURE_DRAIN_SECONDS = 1.0  # for the answers under way when the log has failed
 
 
@@ -43,7 +46,7 @@ class Server:
         self.connections: set[Connection] = set()
         self.loads: set[Load] = set()
         self.executor = ThreadPoolExecutor(READERS, "fastfeat-read")
-        self.maintenance = ThreadPoolExecutor(1, "fastfeat-maintenance")
+        self.maintenance = ThreadPoolExecutor(1, "fastfeat-maintenance", lower_priority)
         self.writes = WriteQueue(self)
         self.failed = asyncio.Event()
         self.failure: LogFailed | None = None
@@ -105,6 +108,16 @@ class Server:
             await self._listen_at(self.loop.create_unix_server(lambda: Connection(self), sock=sock, backlog=BACKLOG))
             self.addresses.append(f"fastfeat+unix://{os.path.abspath(self.config.unix_socket)}")
 
+        if self.is_durable:
+            self._look_at_the_log()
+
+    def _look_at_the_log(self) -> None:
+        """With fsync "interval" a sync may fail that no write waits for."""
+        if (error := self.store.log_failure) is not None:
+            self.note(error)
+        elif not self._is_stopping:
+            self.loop.call_later(LOOK_SECONDS, self._look_at_the_log)
+
     async def _listen_at(self, listening: Any) -> None:
         self._listeners.append(await listening)
 
@@ -133,6 +146,11 @@ class Server:
     def _drain_seconds(self) -> float:
         seconds = self.config.drain_seconds
         return seconds if self.failure is None else min(seconds, FAILURE_DRAIN_SECONDS)
+
+
+def lower_priority() -> None:
+    """Lets this thread yield to the event loop. Linux takes a thread's number where POSIX says process."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), MAINTENANCE_NICENESS)
 
 
 def tcp_sockets(config: Config) -> list[socket.socket]:
