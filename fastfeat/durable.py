@@ -216,9 +216,9 @@ class Storage:
         self.snapshots = open_place(self.files, self.options.snapshots or os.path.join(self.directory, "snapshots"))
         place = open_place(self.files, self.options.history or os.path.join(self.directory, "history"))
         self.history = History.open(place, read_only=self.options.read_only)
-        self._start(self._populate, "fastfeat-pages")
         self._recover()
         if not self.options.read_only:
+            self._start(self._populate, "fastfeat-pages")
             if self.options.fsync == "interval":
                 self._start(self._sync_now_and_then, "fastfeat-sync")
             self._start(self._keep, "fastfeat-keeper")
