@@ -64,7 +64,10 @@ def generate(
     if target.greeting:
         options["greeting"] = target.greeting
     words = [f"{name}={value}" for name, value in options.items()]
-    found = json.loads(programs.run(programs.on_core(core, [str(programs.loadgen()), *words])))
+    try:
+        found = json.loads(programs.run(programs.on_core(core, [str(programs.loadgen()), *words])))
+    except RuntimeError as error:
+        raise RuntimeError(f"{target.name}: {error}") from None
     if target.checksum and found["checksum"] != target.checksum:
         raise AssertionError(f"{target.name} answers {found['checksum']}, the data are {target.checksum}")
     latency = Latency(found["count"], found["percentiles_us"])
