@@ -6,7 +6,6 @@ sequence is there twice. A fault is a sentence that begins with the file's name;
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from crc32c import crc32c
 
 from .catalog import Catalog, DeletesFile, RowFile
 from .deletes import read_deletes
@@ -43,7 +43,7 @@ def file_faults(place: Place, file: RowFile | DeletesFile) -> list[str]:
         return [f"{file.name}: {error}"]
     if len(data) != file.size:
         return [f"{file.name} has {len(data)} B, the catalog says {file.size}"]
-    if zlib.crc32(data) != file.crc32:
+    if crc32c(data) != file.crc32c:
         return [f"{file.name}: its checksum does not match the catalog's"]
     return []
 

@@ -1,7 +1,7 @@
 """The history's catalog: the one file that says which data files are the history, and up to where it covers the log.
 
     catalog-40.json    the one before the newest stays for whoever has to look
-    catalog-42.json    {"crc32": ..., "catalog": {"number": 42, "covered": ..., "files": [...], "deletes": [...]}}
+    catalog-42.json    {"crc32c": ..., "catalog": {"number": 42, "covered": ..., "files": [...], "deletes": [...]}}
     user/07/41.parquet, user/deletes/39.parquet      named by the newest catalog, or no part of the history
 
 Promise:  a catalog never changes; a change of the history is a new catalog with a higher number, written whole and
@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import json
 import re
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, Self
+
+from crc32c import crc32c
 
 from .errors import HistoryCorrupt
 from .places import Place
@@ -47,9 +48,9 @@ class RowFile:
     bucket: int
     rows: int
     size: int
-    crc32: int
+    crc32c: int
     footer_size: int
-    footer_crc32: int
+    footer_crc32c: int
     sequences: tuple[int, int]  # least and greatest, as the next two (us)
     event_times: tuple[int, int]
     created_times: tuple[int, int]
@@ -65,7 +66,7 @@ class DeletesFile:
     number: int
     rows: int
     size: int
-    crc32: int
+    crc32c: int
 
 
 @dataclass(frozen=True)
@@ -138,19 +139,19 @@ def encode_catalog(catalog: Catalog) -> bytes:
         "files": [asdict(each) for each in catalog.files],
         "deletes": [asdict(each) for each in catalog.deletes],
     }
-    return json.dumps({"crc32": checksum_of(body), "catalog": body}, separators=(",", ":")).encode()
+    return json.dumps({"crc32c": checksum_of(body), "catalog": body}, separators=(",", ":")).encode()
 
 
 def checksum_of(body: Any) -> int:
     """Of the values, not of how they are spelled: what parses to the same is the same."""
-    return zlib.crc32(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
+    return crc32c(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
 
 
 def decode_catalog(data: bytes | memoryview) -> Catalog:
     """Raises ValueError that says what is wrong with the bytes."""
     try:
         outer = json.loads(bytes(data))
-        stated, body = outer["crc32"], outer["catalog"]
+        stated, body = outer["crc32c"], outer["catalog"]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"it can't be parsed ({error})") from None
     if checksum_of(body) != stated:

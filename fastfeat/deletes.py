@@ -9,13 +9,13 @@ Errors:   HistoryCorrupt where the file is missing or not what was written.
 from __future__ import annotations
 
 import io
-import zlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from crc32c import crc32c
 
 from .catalog import DeletesFile, deletes_name
 from .errors import HistoryCorrupt
@@ -31,7 +31,7 @@ def write_deletes(place: Place, view: str, number: int, deletes: pa.Table) -> De
     pq.write_table(deletes, sink, compression="lz4")
     data = sink.getvalue()
     place.write(name, data)
-    return DeletesFile(name, view, number, deletes.num_rows, len(data), zlib.crc32(data))
+    return DeletesFile(name, view, number, deletes.num_rows, len(data), crc32c(data))
 
 
 def read_deletes(place: Place, file: DeletesFile) -> pa.Table:
@@ -39,7 +39,7 @@ def read_deletes(place: Place, file: DeletesFile) -> pa.Table:
         data = place.read(file.name)
     except FileNotFoundError:
         raise HistoryCorrupt(f"{place.where}: {file.name} is missing; restore it from a backup") from None
-    if zlib.crc32(data) != file.crc32:
+    if crc32c(data) != file.crc32c:
         raise HistoryCorrupt(
             f"{place.where}: {file.name} is damaged: its checksum does not match; restore it from a backup"
         )

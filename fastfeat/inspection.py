@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 import pyarrow.compute as pc
+from crc32c import crc32c
 
 from .catalog import Catalog, catalog_name, read_newest
 from .errors import HistoryCorrupt, LayoutMismatch, LogCorrupt, SnapshotCorrupt, StorageError
@@ -225,7 +225,7 @@ def gaps(report: CheckReport) -> Iterator[str]:
 class BackupFile:
     name: str
     size: int
-    crc32: int
+    crc32c: int
 
 
 @dataclass(frozen=True)
@@ -255,9 +255,9 @@ class Copy:
         self._done = 0
 
     def put(self, name: str, data: memoryview) -> None:
-        file = BackupFile(name, data.nbytes, zlib.crc32(data))
+        file = BackupFile(name, data.nbytes, crc32c(data))
         self._target.write(name, data)
-        if zlib.crc32(self._target.read(name)) != file.crc32:
+        if crc32c(self._target.read(name)) != file.crc32c:
             raise StorageError(
                 f"{self._target.where}/{name}: what was written is read back differently; check that disk"
             )
@@ -388,7 +388,7 @@ def read_backup(place: Place) -> BackupInfo:
         raise StorageError(f"{place.where}/{BACKUP} is damaged: {error}; use another backup") from None
     if (found := body.pop("format", None)) != FORMAT:
         raise LayoutMismatch(f"{place.where}: a backup of format {found}, this fastfeat reads {FORMAT}")
-    del body["crc32"]
+    del body["crc32c"]
     return BackupInfo(**{**body, "files": [BackupFile(**file) for file in body["files"]]})
 
 
@@ -461,6 +461,6 @@ def read_backup_file(source: Place, file: BackupFile) -> memoryview:
         data = source.read(file.name)
     except FileNotFoundError:
         raise StorageError(f"{source.where}/{file.name}: the file is missing; use another backup") from None
-    if len(data) != file.size or zlib.crc32(data) != file.crc32:
+    if len(data) != file.size or crc32c(data) != file.crc32c:
         raise StorageError(f"{source.where}/{file.name}: its checksum is not the backup's; use another backup")
     return data

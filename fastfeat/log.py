@@ -9,8 +9,8 @@
       position ----> first     ...                 end = first of the next segment
 
     segment header, 40 B, little-endian                 frame, 40 B + payload + zeros up to a multiple of 8 B
-    0   magic      8 B   "FFLOG001"                     0   checksum  u32  CRC-32 of bytes 4..40, begun with salt
-    8   checksum   u32   CRC-32 of bytes 12..40         4   content   u32  CRC-32 of payload and padding
+    0   magic      8 B   "FFLOG001"                     0   checksum  u32  CRC-32C of bytes 4..40, begun with salt
+    8   checksum   u32   CRC-32C of bytes 12..40         4   content   u32  CRC-32C of payload and padding
     12  salt       u32   random, begins every frame's   8   size      u64  of the payload
     16  first      u64   position of the first frame    16  position  u64  of this frame
     24  size       u64   of the file                    24  durable   u64  all below it was synced when this was written
@@ -37,13 +37,13 @@ from __future__ import annotations
 import errno
 import os
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
+from crc32c import crc32c
 
 from .errors import DiskFull, LogCorrupt, LogFailed, ReadOnly, StorageError
 from .files import Files, after, write_all, write_file
@@ -98,7 +98,7 @@ class Segment(NamedTuple):
 
     def head(self) -> bytes:
         body = SEGMENT_BODY.pack(self.salt, self.first, self.size, self.previous)
-        return SEGMENT_HEAD.pack(MAGIC, zlib.crc32(body), self.salt, self.first, self.size, self.previous)
+        return SEGMENT_HEAD.pack(MAGIC, crc32c(body), self.salt, self.first, self.size, self.previous)
 
 
 class Log:
@@ -457,10 +457,10 @@ def pack_frame(
     padding = PADDING[size & 7]
     content = 0
     for part in parts:
-        content = zlib.crc32(part, content)
-    content = zlib.crc32(padding, content)
+        content = crc32c(part, content)
+    content = crc32c(padding, content)
     body = FRAME_BODY.pack(content, size, position, durable, kind, 0)
-    head = FRAME_HEAD.pack(zlib.crc32(body, salt), content, size, position, durable, kind, 0)
+    head = FRAME_HEAD.pack(crc32c(body, salt), content, size, position, durable, kind, 0)
     return [memoryview(head), *parts, padding]
 
 
@@ -471,14 +471,14 @@ def read_frame(segment: Segment, data: memoryview, position: int) -> Frame | str
     if start > segment.size:
         return "the segment is full"
     checksum, content, size, own, durable, kind, _ = FRAME_HEAD.unpack_from(data, offset)
-    if checksum != zlib.crc32(data[offset + 4 : start], segment.salt):
+    if checksum != crc32c(data[offset + 4 : start], segment.salt):
         return "the frame's checksum does not hold" if checksum or own or size else "no frame begins"
     if own != position:
         return f"the frame says it is of position {own}"
     stop = start + (size + 7 & ~7)
     if stop > segment.size:
         return f"a payload of {size} B does not fit into the segment"
-    if content != zlib.crc32(data[start:stop]):
+    if content != crc32c(data[start:stop]):
         return "the payload's checksum does not hold"
     return Frame(segment.position(stop), durable, kind, data[start : start + size])
 
@@ -497,7 +497,7 @@ def find_promise(segment: Segment, data: memoryview, position: int, written: int
             head = data[begin + 8 * index : begin + 8 * index + FRAME_SIZE]
             if len(head) == FRAME_SIZE:
                 checksum, *_, durable, _, _ = FRAME_HEAD.unpack(head)
-                if durable > position and checksum == zlib.crc32(head[4:], segment.salt):
+                if durable > position and checksum == crc32c(head[4:], segment.salt):
                     return int(durable)
     return 0
 
@@ -521,7 +521,7 @@ def read_segment(files: Files, path: str) -> Segment:
     if len(data) < HEAD_SIZE:
         raise broken(path, f"the file has {len(data)} B, its header alone {HEAD_SIZE}")
     magic, checksum, salt, first, size, previous = SEGMENT_HEAD.unpack_from(data)
-    if magic != MAGIC or checksum != zlib.crc32(data[12:HEAD_SIZE]):
+    if magic != MAGIC or checksum != crc32c(data[12:HEAD_SIZE]):
         raise broken(path, f"the segment's header does not hold (it begins with {magic!r})")
     if f"{first:020d}.seg" != name:
         raise broken(path, f"the header is that of position {first}")

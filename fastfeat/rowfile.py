@@ -1,6 +1,6 @@
 """Row files: the rows of one view and bucket, sorted, as Parquet that is read one row group at a time.
 
-    | PAR1 | row group | row group | ... | footer: Parquet's own, and where each row group lies with its crc32 | PAR1 |
+    | PAR1 | row group | row group | ... | footer: Parquet's own, and where each row group lies with its crc32c | PAR1 |
              sorted by join keys, event time, created time, sequence
 
 Promise:   bytes are checked before they are decoded: the footer against the catalog, a row group against the footer.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import json
-import zlib
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from crc32c import crc32c
 
 from .catalog import RowFile, row_file_name
 from .errors import HistoryCorrupt, StorageError
@@ -36,7 +36,7 @@ TIMES = (EVENT_TIME, CREATED_TIME, SEQUENCE)
 COMPRESSION = "lz4"
 GROUP_SIZE_AIM = 1 << 19  # of a row group's values in memory
 GROUP_ROWS_MIN, GROUP_ROWS_MAX = 64, 16_384
-GROUPS_KEY = b"fastfeat.groups"  # in the footer: [start, size, crc32] of each row group
+GROUPS_KEY = b"fastfeat.groups"  # in the footer: [start, size, crc32c] of each row group
 TAIL_SIZE = 8  # Parquet's last bytes: the footer's size (4) and its magic (4)
 
 Key = tuple[Any, ...]  # an entity's join keys as Python values, in the order of the columns
@@ -111,9 +111,9 @@ def write_row_file(
         bucket,
         extents.rows,
         len(data),
-        zlib.crc32(data),
+        crc32c(data),
         footer_size,
-        zlib.crc32(memoryview(data)[-footer_size:]),
+        crc32c(memoryview(data)[-footer_size:]),
         extents.of(SEQUENCE),
         extents.of(EVENT_TIME),
         extents.of(CREATED_TIME),
@@ -138,7 +138,7 @@ def parquet_writer(sink: io.BytesIO, schema: pa.Schema) -> Any:
 
 def checksum(sink: io.BytesIO, start: int) -> int:
     with sink.getbuffer() as whole, whole[start:] as part:
-        return zlib.crc32(part)
+        return crc32c(part)
 
 
 def grouped(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -220,7 +220,7 @@ def within(ends: tuple[list[Any], list[Any]] | None, group: int, value: Any) -> 
 
 
 def read_footer(place: Place, file: RowFile) -> Footer:
-    data = read_range(place, file, file.size - file.footer_size, file.footer_size, file.footer_crc32, "footer")
+    data = read_range(place, file, file.size - file.footer_size, file.footer_size, file.footer_crc32c, "footer")
     metadata = pq.read_metadata(pa.BufferReader(data))
     names = key_names(metadata.schema.to_arrow_schema())
     ranges = [ranges_of(metadata, column) for column in range(len(names))]
@@ -238,8 +238,8 @@ def ranges_of(metadata: Any, column: int) -> tuple[list[Any], list[Any]] | None:
 
 def read_group(place: Place, footer: Footer, group: int, columns: Sequence[str] | None = None) -> pa.Table:
     """One row group, each column in one chunk; `columns` in their order, or all."""
-    start, size, crc32 = footer.groups[group]
-    data = read_range(place, footer.file, start, size, crc32, f"row group {group}")
+    start, size, checksum = footer.groups[group]
+    data = read_range(place, footer.file, start, size, checksum, f"row group {group}")
     window = Window(data, start, footer.file.size)
     try:
         table = pq.ParquetFile(window, metadata=footer.metadata).read_row_group(group, columns, use_threads=False)
@@ -254,7 +254,7 @@ def read_groups(place: Place, file: RowFile) -> Iterator[pa.Table]:
     return (read_group(place, footer, group) for group in range(len(footer.groups)))
 
 
-def read_range(place: Place, file: RowFile, start: int, size: int, crc32: int, what: str) -> Any:
+def read_range(place: Place, file: RowFile, start: int, size: int, checksum: int, what: str) -> Any:
     """Bytes of a file, checked."""
     try:
         with place.open(file.name) as source:
@@ -266,7 +266,7 @@ def read_range(place: Place, file: RowFile, start: int, size: int, crc32: int, w
         raise StorageError(f"{place.where}: {file.name} can't be read: {error}") from error
     if data.size != size:
         raise corrupt(place, file, f"its {what} ends after {data.size} of {size} B")
-    if zlib.crc32(data) != crc32:
+    if crc32c(data) != checksum:
         raise corrupt(place, file, f"the checksum of its {what} does not match")
     return data
 

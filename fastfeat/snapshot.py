@@ -20,7 +20,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +28,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from crc32c import crc32c
 
 from .errors import LayoutMismatch, SnapshotCorrupt, StorageError
 from .places import Place
@@ -73,7 +73,7 @@ class DataFile:
 
     counts: list[int]  # rows of each of the group's shards
     size: int
-    crc32: int
+    crc32c: int
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def decode_checked(data: bytes) -> dict[str, Any]:
 
 
 def checksum_line(text: bytes) -> bytes:
-    return b'{"crc32": "%08x",\n' % zlib.crc32(text)
+    return b'{"crc32c": "%08x",\n' % crc32c(text)
 
 
 def encode_schema(schema: pa.Schema) -> str:
@@ -233,7 +233,7 @@ def write_data_file(home: Place, parts: list[Part], kind: str) -> DataFile | Non
             writer.write_batch(batch)
     data = sink.getvalue()
     home.write(file_name(parts[0].view, kind, parts[0].shard), data)
-    return DataFile([batch.num_rows for batch in batches], data.size, zlib.crc32(data))
+    return DataFile([batch.num_rows for batch in batches], data.size, crc32c(data))
 
 
 def counted(info: SnapshotInfo, groups: list[Group]) -> SnapshotInfo:
@@ -339,7 +339,7 @@ def read_batches(home: Place, group: Group, kind: str, schema: pa.Schema) -> lis
     data = read_file(home, group.name(kind))
     if len(data) != file.size:
         raise SnapshotCorrupt(f"{where}: {len(data)} bytes, its manifest says {file.size}; use another snapshot")
-    if zlib.crc32(data) != file.crc32:
+    if crc32c(data) != file.crc32c:
         raise SnapshotCorrupt(f"{where}: its checksum is not the manifest's; use another snapshot")
     try:
         with pa.ipc.open_file(pa.py_buffer(data), options=READING) as reader:

@@ -184,7 +184,7 @@ def a_merge_takes_row_groups_by_turns(patch: Patch) -> None:
 
 @bug(check_damage, AssertionError, Exception)
 def row_groups_are_not_checked(patch: Patch) -> None:
-    def unchecked(place: Place, file: Any, start: int, size: int, crc32: int, what: str) -> Any:
+    def unchecked(place: Place, file: Any, start: int, size: int, checksum: int, what: str) -> Any:
         with place.open(file.name) as source:
             source.seek(start)
             return source.read_buffer(size)

@@ -6,10 +6,10 @@ import errno
 import os
 import random
 import struct
-import zlib
 from pathlib import Path
 
 import pytest
+from crc32c import crc32c
 
 from fastfeat.errors import DiskFull, LogCorrupt, LogFailed, ReadOnly, StorageError
 from fastfeat.files import Files
@@ -413,7 +413,7 @@ def test_a_promise_is_found_across_the_chunks_of_the_search(monkeypatch: pytest.
 def test_a_payload_cannot_pose_as_a_later_frame() -> None:
     """A header that someone guesses whole still lacks the segment's salt."""
     body = struct.pack("<IQQQII", 0, 0, 48, 48, 1, 0)
-    forged = struct.pack("<I", zlib.crc32(body)) + body
+    forged = struct.pack("<I", crc32c(body)) + body
     disk = FaultyFiles()
     log = small(disk)
     log.append(1, [b"12345678" + forged])
@@ -567,13 +567,13 @@ def test_the_bytes_are_those_that_the_page_draws() -> None:
     content = disk.contents()[f"{DIRECTORY}/{0:020d}.seg"]
     magic, checksum, salt, first, size, previous = struct.unpack_from("<8sIIQQQ", content)
     assert (magic, first, size, previous) == (b"FFLOG001", 0, 1024, 0)
-    assert checksum == zlib.crc32(content[12:40])
+    assert checksum == crc32c(content[12:40])
     frames = [(40, 5, 0, 0, 1), (88, 0, 48, 48, 1), (128, 0, 88, 88, 0)]
     for offset, length, position, durable, kind in frames:
         fields = struct.unpack_from("<IIQQQII", content, offset)
         body = content[offset + 40 : offset + 40 + (length + 7 & ~7)]
-        assert fields[0] == zlib.crc32(content[offset + 4 : offset + 40], salt)
-        assert fields[1:] == (zlib.crc32(body), length, position, durable, kind, 0)
+        assert fields[0] == crc32c(content[offset + 4 : offset + 40], salt)
+        assert fields[1:] == (crc32c(body), length, position, durable, kind, 0)
     assert content[80:88] == b"hello\0\0\0"
     assert not any(content[168:])
     assert os.path.basename(log.segments[0].path) == "00000000000000000000.seg"

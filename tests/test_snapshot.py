@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -17,6 +15,7 @@ import polars
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+from crc32c import crc32c
 
 from fastfeat import Entity, FeatureView, Field, Store
 from fastfeat.errors import LayoutMismatch, SnapshotCorrupt, StorageError
@@ -319,7 +318,7 @@ def test_every_flipped_bit_is_found(place: Place, campaign: str) -> None:
 
 def test_a_skipped_checksum_is_caught(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A positive control of the tests above."""
-    monkeypatch.setattr("fastfeat.snapshot.zlib", SimpleNamespace(crc32=lambda data: 7))
+    monkeypatch.setattr("fastfeat.snapshot.crc32c", lambda data: 7)
     name, good = next((name, data) for name, data in small(place).items() if "/rows/" in name)
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
         assert_flips_are_found(place, name, good, range(len(good) * 4, len(good) * 8, 7))
@@ -367,7 +366,7 @@ def test_files_that_only_their_checksum_fits_are_found(place: Place, change: str
 def forge(manifest: Manifest, data: pa.Buffer) -> Manifest:
     group = manifest.groups[0]
     assert group.rows
-    return replace(manifest, groups=[replace(group, rows=replace(group.rows, size=data.size, crc32=zlib.crc32(data)))])
+    return replace(manifest, groups=[replace(group, rows=replace(group.rows, size=data.size, crc32c=crc32c(data)))])
 
 
 def test_a_later_format_is_told_apart_from_damage(place: Place) -> None:
