@@ -190,7 +190,6 @@ class Writer:
         self.doubtful: list[Doubt] = []
         self.absent: list[Doubt] = []
         self.created_us = 0
-        self.checked = 0  # the last batch that a check has seen
 
     def run(self, client: Client, is_over: threading.Event) -> None:
         """Write until the server is gone."""
@@ -229,16 +228,14 @@ class Writer:
     # --- after a restart
 
     def check(self, client: Client, sample: int) -> None:
-        """Settle what was in doubt; then read now, at every batch since the last check and at `sample` others."""
+        """Settle what was in doubt; then read now, at the last batches and at `sample` others."""
         self.settle(client)
         self.check_now(client)
         numbers = sorted(self.rows)
-        new = [number for number in numbers if number > self.checked]
-        for number in {*new, *self.random.sample(numbers, min(sample, len(numbers)))}:
+        for number in {*numbers[-sample:], *self.random.sample(numbers, min(sample, len(numbers)))}:
             self.check_batch(client, number)
         for doubt in self.random.sample(self.absent, min(sample, len(self.absent))):
             assert not self.seen(client, doubt), f"{doubt} came back"
-        self.checked = self.number
 
     def settle(self, client: Client) -> None:
         """What was in doubt is there as a whole or not at all, and nothing behind what is not there."""
@@ -355,6 +352,7 @@ class Loop:
         self.zygote = zygote
         self.directory = directory
         self.socket = str(directory.with_suffix(".socket"))
+        self.url = f"fastfeat+unix://{self.socket}"
         self.random = random.Random(seed)
         self.clock_us = CLOCK_US
         self.kills = 0
@@ -394,9 +392,9 @@ class Loop:
         """Start, check, write; True where it died before it was killed."""
         died = True
         if life.until_ready():
-            with suppress(TransportError), connect(f"fastfeat+unix://{self.socket}", retries=0) as client:
+            with suppress(TransportError), connect(self.url, retries=0, spin_us=0) as client:
                 for writer in self.writers:
-                    writer.check(client, sample=3)
+                    writer.check(client, sample=4)
                 died = self.write(client, life, seconds)
         self.ended(life)
         return died
@@ -439,7 +437,7 @@ class Loop:
         """One more life, in which every batch ever acknowledged is read."""
         life = self.begin()
         assert life.until_ready()
-        with connect(f"fastfeat+unix://{self.socket}") as client:
+        with connect(self.url) as client:
             for writer in self.writers:
                 writer.check(client, sample=10**9)
         life.kill()
