@@ -39,7 +39,7 @@ from .errors import ArenaFull, DataError, DirectoryLocked, ReadOnly, SnapshotCor
 from .files import Files
 from .history import CompactReport, Covered, History
 from .log import Log, Record
-from .places import open_place
+from .places import open_place, storage_faults
 from .rows import batch_of_rows, entity_columns, heads_batch, heads_of, key_fields, key_hashes, rows_batch, rows_schema
 from .schema import Definition, FeatureView, definitions_from_list
 from .snapshot import (
@@ -209,8 +209,9 @@ class Storage:
 
     def _open(self) -> None:
         if not self.options.read_only:
-            make_directory(self.files, self.directory)
-            self._lock_fd = self.files.lock(os.path.join(self.directory, "LOCK"))
+            with storage_faults("open", self.directory, "look at the disk and the directory's owner"):
+                make_directory(self.files, self.directory)
+                self._lock_fd = self.files.lock(os.path.join(self.directory, "LOCK"))
         elif not self.files.exists(self.directory):
             raise StorageError(f"{self.directory} is not there; open it without read_only to begin a store")
         self.snapshots = open_place(self.files, self.options.snapshots or os.path.join(self.directory, "snapshots"))
