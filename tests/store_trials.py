@@ -11,7 +11,6 @@ memory keeps less, and then goes on from it: the next created times are later th
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -29,11 +28,12 @@ from .strategies import START_US
 
 USER = Entity("user", {"user_id": "int64"})
 FIELDS = [Field("number", "int64"), Field("text", "string")]
+ALL = FeatureView("all", USER, FIELDS, ttl=timedelta(microseconds=40))
 VIEWS = [
-    FeatureView("all", USER, FIELDS, ttl=timedelta(microseconds=40)),
     FeatureView("latest", USER, FIELDS, keep="latest"),
     FeatureView("some", USER, FIELDS, keep=2),
     FeatureView("recent", USER, FIELDS, keep=timedelta(microseconds=10), delay=timedelta(microseconds=2)),
+    ALL,  # last, so that much happens while a snapshot is on its way to it
 ]
 KEYS = range(4)
 STEP_US = 7  # of the clock, between two steps
@@ -96,7 +96,9 @@ class Trial:
         self.cls = cls
         self.tolerant = tolerant
         self.store: Any = None
-        self.keeper: threading.Thread | None = None  # who takes a snapshot, flushes or compacts now
+        self.is_keeping = (
+            False  # a snapshot, a flush or a compaction is under way, and nobody looks or writes meanwhile
+        )
         self.refusals: list[type[Exception]] = []
         self.is_broken = False  # the log failed: no write is taken until the store is opened again
 
@@ -206,29 +208,38 @@ class Trial:
 
     def keep(self, name: str) -> None:
         call = {"snapshot": "snapshot", "flush": "flush_history", "compact": "compact"}[name]
-        self.keeper = threading.current_thread()
+        self.is_keeping = True
         try:
             getattr(self.store, call)()
         except StorageError as error:
             self.refused(error)
         finally:
-            self.keeper = None
+            self.is_keeping = False
 
     def meanwhile(self, change: str) -> None:
-        """Ahead of a change: now and then a push, where the store keeps itself and would let another thread write."""
-        if self.keeper is threading.current_thread() and "/log/" not in change and self.rng.random() < 0.1:
-            keeper, self.keeper = self.keeper, None
+        """Ahead of a change: now and then a push or a look, where the store keeps itself and lets others go on."""
+        if not self.is_keeping or not change.startswith("write") or "/log/" in change:
+            return
+        self.is_keeping = False
+        action = self.rng.random()
+        if action < 0.2:
             self.push()
-            self.keeper = keeper
+        elif action < 0.3 and (".parquet" in change or ".arrow" in change):
+            self.check()
+        self.is_keeping = True
 
     def begin(self) -> None:
         """Make the views known."""
-        atoms: list[Atom] = [lambda model: [model.apply(view) for view in VIEWS]]
-        self.write(atoms, lambda: self.store.apply(VIEWS))
+
+        def apply(model: Model) -> None:
+            for view in VIEWS:
+                model.apply(view)
+
+        self.write([apply], lambda: self.store.apply(VIEWS))
 
     def apply(self) -> None:
         """Another ttl."""
-        view = replace(VIEWS[0], ttl=timedelta(microseconds=self.rng.randrange(20, 80)))
+        view = replace(ALL, ttl=timedelta(microseconds=self.rng.randrange(20, 80)))
         self.write([lambda model: model.apply(view)], lambda: self.store.apply([view]))
 
     def rows(self, count_max: int) -> list[dict[str, Any]]:
@@ -343,10 +354,10 @@ def model_answers(model: Model, questions: list[tuple[int | None, int | None]], 
     for name, view in model.views.items():
         rows = sum(len(entity.visible()) for entity in model.entities[name].values())
         answers[name] = [(view.ttl_us, rows if name == "all" else None)]
-    for view, of_view in answers.items():
+    for name, of_view in answers.items():
         for as_of, known_at in questions:
             for key in KEYS:
-                right = model.read(view, (key,), as_of, known_at, now_us)
+                right = model.read(name, (key,), as_of, known_at, now_us)
                 values = right.values or {"number": None, "text": None}
                 of_view.append((right.status, right.event_us, values["number"], values["text"]))
     return answers

@@ -10,15 +10,16 @@ import random
 
 import pytest
 
-from fastfeat.errors import DiskFull, LogFailed, ReadOnly, StorageError
+from fastfeat.errors import DiskFull, HistoryCorrupt, LogCorrupt, LogFailed, ReadOnly, SnapshotCorrupt, StorageError
 
 from .faulty_files import FaultyFiles
-from .store_trials import endure, moments, survive
+from .store_trials import damage, endure, moments, survive
 
 REFUSALS = {DiskFull, LogFailed, ReadOnly, StorageError}
+DAMAGES = {LogCorrupt, SnapshotCorrupt, HistoryCorrupt}
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(10))
 def test_a_power_loss_before_any_change_loses_nothing_acknowledged(seed: int) -> None:
     """Some 1,000 images in all; every fourth one is crashed again while it recovers, or more than once."""
     found = moments(seed, steps=5)
@@ -61,3 +62,10 @@ def test_a_full_disk_breaks_nothing_and_writes_resume() -> None:
         disk = FaultyFiles(fail_every=(3, errno.ENOSPC), only="write")
         trial = endure(seed, 15, disk)
         assert set(trial.refusals) == {DiskFull}
+
+
+@pytest.mark.parametrize("seeds", [range(12), pytest.param(range(1_000, 1_200), marks=pytest.mark.long)])
+def test_any_damage_is_detected_or_leaves_what_a_prefix_of_the_writes_would(seeds: range) -> None:
+    found = [error for seed in seeds for error in damage(seed, steps=12, times=25)]
+    assert {LogCorrupt, HistoryCorrupt} <= set(found) <= DAMAGES
+    assert len(found) < 25 * len(seeds), "not even a snapshot's damage was got over"
