@@ -192,9 +192,9 @@ class Commits:
 
     def _commit(self, runs: list[list[Write]]) -> None:
         try:
-            again = self._attempt(runs)
-            for write in again:  # one of the run is bad, or together they do not fit: each for itself
-                self._attempt([[write]], is_alone=True)
+            waiting = deque(self._attempt(runs))
+            while waiting:
+                waiting.extendleft(reversed(self._attempt([waiting.popleft()])))
         except BaseException as error:  # an interrupt: what is not acknowledged yet is not
             for run in runs:
                 fail([write for write in run if not write.is_done and write.error is None], error)
@@ -204,26 +204,31 @@ class Commits:
                 for write in run:
                     write.is_done = True
 
-    def _attempt(self, runs: list[list[Write]], *, is_alone: bool = False) -> list[Write]:
-        """Commit a group; the writes that are to be tried again one by one."""
+    def _attempt(self, runs: list[list[Write]]) -> list[list[Write]]:
+        """Commit a group; the runs that are to be tried again, each in a group of its own."""
         prepared: list[Prepared] = []
-        again: list[Write] = []
+        again: list[list[Write]] = []
+        full: list[Write] = []
         for run in runs:
             try:
                 prepared.append(self._prepare(run))
-            except (DataError, ArenaFull) as error:
-                if is_alone and isinstance(error, ArenaFull) and run[0].keys is not None:
-                    self._delete_in_parts(run[0])
-                elif is_alone or (len(run) == 1 and run[0].keys is None):
+            except ArenaFull as error:
+                if run[0].keys is not None:
+                    full.append(run[0])
+                elif len(run) == 1:
                     run[0].error = error
                 else:
-                    again += run
+                    again += [[write] for write in run]
+            except DataError as error:
+                again += without_bad(run, error)
             except BaseException:
                 for each in prepared:
                     each.change.abort()
                 raise
         if prepared:
             self._finish(prepared)
+        for write in full:
+            self._delete_in_parts(write)
         return again
 
     def _prepare(self, run: list[Write]) -> Prepared:
@@ -316,6 +321,20 @@ class Commits:
             f"a commit was interrupted ({type(interrupt).__name__}) between the log and memory; no write is taken until"
             " the store is opened again"
         )
+
+
+def without_bad(run: list[Write], error: DataError) -> list[list[Write]]:
+    """The writes of a run that are good by themselves, as one run; the others are told why they are not."""
+    if len(run) == 1:
+        run[0].error = error
+        return []
+    for write in run:
+        try:
+            write.table.rows_batch(write.rows or [], 0)
+        except DataError as refused:
+            write.error = refused
+    good = [write for write in run if write.error is None]
+    return [good] if good and len(good) < len(run) else [[write] for write in good]
 
 
 def fail(writes: Iterable[Write], error: BaseException | None) -> None:

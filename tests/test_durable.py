@@ -342,16 +342,31 @@ def test_a_bad_push_of_a_group_spoils_no_other(store: Store) -> None:
     assert found.tolist() == [Status.PRESENT, Status.NOT_FOUND, Status.NOT_FOUND, Status.PRESENT]
 
 
+def test_one_bad_push_costs_the_others_no_sync_each(directory: Path) -> None:
+    disk = Disk()
+    with open_store(directory, files=disk) as store:
+        store.apply([WHOLE])
+        before = disk.syncs
+        pushes: list[tuple[str, Any]] = [("whole", row(user, 1)) for user in range(50)]
+        pushes[7] = ("whole", {**row(7, 1), "country": 7})
+        answers = store.push_group(pushes)
+        assert [i for i, answer in enumerate(answers) if not isinstance(answer, int)] == [7]
+        assert disk.syncs - before == 1
+        assert store.info()["views"]["whole"]["rows"] == 49
+
+
 class Disk(Files):
     """The real disk, but where a test says no."""
 
     def __init__(self) -> None:
         self.sync_error = 0
         self.allocate_error = 0
+        self.syncs = 0
 
     def sync(self, fd: int) -> None:
         if self.sync_error:
             raise OSError(self.sync_error, os.strerror(self.sync_error))
+        self.syncs += 1
         super().sync(fd)
 
     def allocate(self, fd: int, size: int) -> None:
