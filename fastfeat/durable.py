@@ -65,6 +65,7 @@ KEPT_SNAPSHOTS: Final = 2
 KEEPER_SECONDS: Final = 1.0  # between two looks
 POPULATED_AHEAD: Final = 64 << 20
 POPULATE_SECONDS: Final = 0.01  # at 1 M rows/s of 200 B, 2 MB
+POPULATE_FACTOR: Final = 32  # of the last moment's growth
 POPULATE_IDLE_SECONDS: Final = 0.05
 EVERY_SEQUENCE: Final = 2**63
 NO_VERSION: Final = -1
@@ -479,12 +480,18 @@ class Storage:
         thread.start()
 
     def _populate(self) -> None:
-        """Keep memory at hand for the rows to come: a writer that waits for the system's pages keeps all waiting."""
+        """Keep memory at hand for the rows to come: a writer that waits for the system's pages keeps all waiting.
+
+        As much as the last moment's growth lets expect, so a store that does not grow takes none.
+        """
         lower_priority()
-        seconds = 0.0
+        used, seconds = self._target.arena().used, POPULATE_IDLE_SECONDS
         while not self._is_closing.wait(seconds):
-            grown = self._target.arena().populate_ahead(POPULATED_AHEAD)
-            seconds = POPULATE_SECONDS if grown else POPULATE_IDLE_SECONDS
+            arena = self._target.arena()
+            grown, used = arena.used - used, arena.used
+            seconds = POPULATE_SECONDS if grown > 0 else POPULATE_IDLE_SECONDS
+            if grown > 0:
+                arena.populate_ahead(min(POPULATE_FACTOR * grown, POPULATED_AHEAD))
 
     def _keep(self) -> None:
         lower_priority()

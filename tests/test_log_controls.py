@@ -50,6 +50,9 @@ class LeavesTornTails(Log):
     def _cut(self, segment: Segment, data: memoryview, written: int) -> None:
         pass
 
+    def _write_zeros(self, segment: Segment, stop: int) -> None:
+        """Nothing: zeros written ahead would cover for the tail that was left."""
+
 
 class CutsWithoutSync(Log):
     """Zeroes the tail and takes it for durable."""
