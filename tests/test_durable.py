@@ -17,6 +17,7 @@ import pytest
 
 import fastfeat
 from fastfeat import (
+    ArenaFull,
     DataError,
     DirectoryLocked,
     DiskFull,
@@ -555,3 +556,24 @@ def test_a_load_from_a_broken_source_keeps_what_came_before(store: Store) -> Non
         store.load("whole", pa.RecordBatchReader.from_batches(good.schema, batches()))
     assert caught.value.report.accepted == 200
     assert store.info()["views"]["whole"]["rows"] == 200
+
+
+@pytest.mark.parametrize("capacity", [8 << 20, 64 << 20, 512 << 20])
+def test_a_store_may_be_opened_with_another_capacity(directory: Path, store: Store, capacity: int) -> None:
+    """And so with other shards than its snapshot was taken of."""
+    fill(store)
+    store.delete("latest", [{"user_id": 2}])
+    before = answers(store)
+    store.close()
+    with open_store(directory, capacity_bytes=capacity) as again:
+        assert answers(again) == before
+        fill(again, range(30, 32))
+
+
+def test_a_store_that_outgrew_its_capacity_says_so(directory: Path, store: Store) -> None:
+    store.load("whole", load_batches(20_000))
+    store.close()
+    with pytest.raises(ArenaFull, match="larger capacity_bytes"):
+        open_store(directory, capacity_bytes=1 << 20)
+    with open_store(directory) as again:
+        assert again.info()["views"]["whole"]["rows"] == 20_000
