@@ -25,8 +25,9 @@ from rich.progress import track
 
 from fastfeat._core.request import hash_keys
 from fastfeat.files import Files
-from fastfeat.history import BUCKETS, Covered, History, bucket_of
-from fastfeat.merging import MERGE_AT
+from fastfeat.history import Covered, History
+from fastfeat.history.history import BUCKETS, bucket_of
+from fastfeat.history.merging import MERGE_AT
 from fastfeat.places import open_place
 
 from .measure import Findings, Latency, Size, quiet

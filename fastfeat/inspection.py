@@ -25,10 +25,10 @@ from typing import NamedTuple
 import pyarrow.compute as pc
 from crc32c import crc32c
 
-from .catalog import Catalog, catalog_name, read_newest
 from .errors import HistoryCorrupt, LayoutMismatch, LogCorrupt, SnapshotCorrupt, StorageError
 from .files import Files
 from .history import History
+from .history.catalog import Catalog, catalog_name, read_newest
 from .log import Log, Segment
 from .places import Place, open_place
 from .snapshot import (

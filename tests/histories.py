@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fastfeat import rowfile
 from fastfeat.errors import DiskFull, HistoryCorrupt, StorageError
 from fastfeat.files import Files
-from fastfeat.history import Covered, History
+from fastfeat.history import Covered, History, rowfile
 from fastfeat.places import Place, open_place
 
 from .faulty_files import ROOT, Crashed, FaultyFiles

@@ -16,11 +16,11 @@ import pytest
 from crc32c import crc32c
 
 from fastfeat import commits, durable, rows, snapshot
-from fastfeat.catalog import Catalog
 from fastfeat.commits import Commits, Prepared, Write
 from fastfeat.durable import Storage, Tail
 from fastfeat.errors import StorageError
 from fastfeat.history import Covered, History
+from fastfeat.history.catalog import Catalog
 from fastfeat.log import Log
 
 from .faulty_files import FaultyFiles

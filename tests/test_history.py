@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastfeat import rowfile
-from fastfeat.cache import Cache
-from fastfeat.catalog import Catalog, catalog_name, encode_catalog
 from fastfeat.errors import HistoryCorrupt, ReadOnly
 from fastfeat.files import Files
-from fastfeat.history import BUCKETS, Covered, History, bucket_of
-from fastfeat.merging import MERGE_AT, files_to_merge
+from fastfeat.history import Covered, History, rowfile
+from fastfeat.history.cache import Cache
+from fastfeat.history.catalog import Catalog, catalog_name, encode_catalog
+from fastfeat.history.history import BUCKETS, bucket_of
+from fastfeat.history.merging import MERGE_AT, files_to_merge
 from fastfeat.places import Place, open_place
 
 from .histories import (

@@ -12,12 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from fastfeat import catalog, deletes, history, merging, rowfile
-from fastfeat.catalog import Catalog, Covered
 from fastfeat.errors import HistoryCorrupt
-from fastfeat.history import History
+from fastfeat.history import History, catalog, deletes, history, merging, rowfile
+from fastfeat.history.catalog import Catalog, Covered
+from fastfeat.history.rowfile import Footer
 from fastfeat.places import DirectoryPlace, Place
-from fastfeat.rowfile import Footer
 
 from .histories import (
     check_crashes,

@@ -7,9 +7,8 @@ import errno
 import pyarrow as pa
 import pytest
 
-from fastfeat import rowfile
 from fastfeat.errors import HistoryCorrupt, StorageError
-from fastfeat.history import History
+from fastfeat.history import History, rowfile
 
 from .faulty_files import FaultyFiles
 from .histories import (

@@ -44,7 +44,10 @@ def python(installed: Path, code: str) -> str:
     return run.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["fastfeat", "fastfeat.client", "fastfeat.cli", "fastfeat_server", "fastfeat_flights"])
+@pytest.mark.parametrize(
+    "name",
+    ["fastfeat", "fastfeat.client", "fastfeat.cli", "fastfeat.history", "fastfeat_server", "fastfeat_flights"],
+)
 def test_packages_import_from_where_they_were_installed(installed: Path, name: str) -> None:
     where = python(installed, f"import {name}; print({name}.__file__)")
     assert Path(where).is_relative_to(installed)

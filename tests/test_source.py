@@ -31,13 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "places": {"errors", "files"},
     "log": {"errors", "files"},
     "snapshot": TYPES | {"places"},
-    "cache": set(),
-    "catalog": {"errors", "places"},
-    "rowfile": {"errors", "places", "catalog"},
-    "merging": {"catalog", "rowfile"},
-    "deletes": {"errors", "places", "catalog", "rowfile"},
-    "audit": {"errors", "places", "catalog", "rowfile", "deletes"},
-    "history": TYPES | {"places", "cache", "catalog", "rowfile", "merging", "deletes", "audit"},
+    "history": {"errors", "places"},
     "commits": TYPES | {"_core", "log"},
     "loads": {"_core", "commits", "report"},
     "receipts": TYPES | {"times"},
@@ -47,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": TYPES
     | {"schema", "_core", "times", "arrow", "result", "report", "files", "commits", "durable", "past", "receipts"}
     | {"history", "snapshot", "loads"},
-    "inspection": TYPES | {"schema", "files", "places", "log", "snapshot", "catalog", "history", "durable"},
+    "inspection": TYPES | {"schema", "files", "places", "log", "snapshot", "history", "durable"},
     "protocol": {"errors", "dtypes", "status", "_core"},
     "client": TYPES | {"schema", "protocol", "times", "result", "receipts", "report", "sources", "_core"},
 }
@@ -79,6 +73,15 @@ CORE_ORDER = (
     {"table"},
     {"plan", "exports"},
     {"session", "exchange"},
+)
+# Inside history, a row may import the rows above it.
+HISTORY_ORDER = (
+    {"cache", "catalog"},
+    {"rowfile"},
+    {"merging", "deletes"},
+    {"audit"},
+    {"history"},
+    {"__init__"},
 )
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "base", "tools"}
 SOURCE_ROOTS = ("fastfeat", "server", "examples", "benchmarks", "tests")
@@ -213,6 +216,23 @@ def test_inside_the_core_imports_point_down() -> None:
     faults = [f"{a} imports {b}" for a, others in edges.items() for b in others if rank[b] > rank[a]]
     assert faults == []
     assert find_cycle(edges) == []
+
+
+def history_faults(order: tuple[set[str], ...] = HISTORY_ORDER) -> list[str]:
+    rank = {name: i for i, row in enumerate(order) for name in row}
+    faults = []
+    for path in sources(".py", under=("fastfeat/history",)):
+        inside = {name.split(".")[2] for name in imports(path) if name.startswith("fastfeat.history.")}
+        faults += [
+            f"{path.stem} imports {name}" for name in sorted(inside & set(rank)) if rank[name] >= rank[path.stem]
+        ]
+    return faults
+
+
+def test_inside_history_imports_point_down() -> None:
+    assert {path.stem for path in sources(".py", under=("fastfeat/history",))} == set.union(*HISTORY_ORDER)
+    assert history_faults() == []
+    assert "rowfile imports catalog" in history_faults(HISTORY_ORDER[::-1])
 
 
 def find_cycle(edges: dict[str, set[str]]) -> list[str]:

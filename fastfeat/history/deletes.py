@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from crc32c import crc32c
 
+from ..errors import HistoryCorrupt
+from ..places import Place
 from .catalog import DeletesFile, deletes_name
-from .errors import HistoryCorrupt
-from .places import Place
 from .rowfile import CREATED_TIME, key_at, key_names, key_range
 
 DELETED = "deleted_us"

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from crc32c import crc32c
 
+from ..errors import StorageError
+from ..places import Place
 from .catalog import Catalog, DeletesFile, RowFile
 from .deletes import read_deletes
-from .errors import StorageError
-from .places import Place
 from .rowfile import SEQUENCE, TIMES, Extents, key_at, key_names, read_groups
 
 Sequences = npt.NDArray[np.uint64]

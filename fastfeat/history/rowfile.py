@@ -26,9 +26,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from crc32c import crc32c
 
+from ..errors import HistoryCorrupt, StorageError
+from ..places import Place
 from .catalog import RowFile, row_file_name
-from .errors import HistoryCorrupt, StorageError
-from .places import Place
 
 EVENT_TIME, CREATED_TIME, SEQUENCE = "event_timestamp", "created_timestamp", "_sequence"
 TIMES = (EVENT_TIME, CREATED_TIME, SEQUENCE)

@@ -29,6 +29,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..errors import ReadOnly, StorageError
+from ..places import Place
 from .audit import audit
 from .cache import Cache
 from .catalog import (
@@ -45,9 +47,7 @@ from .catalog import (
     row_file_name,
 )
 from .deletes import DELETED, erase, merge_deletes, read_deletes, write_deletes
-from .errors import ReadOnly, StorageError
 from .merging import files_to_merge, merge_rows
-from .places import Place
 from .rowfile import (
     CREATED_TIME,
     EVENT_TIME,
@@ -63,8 +63,6 @@ from .rowfile import (
     sort_rows,
     write_row_file,
 )
-
-__all__ = ["BUCKETS", "CompactReport", "Covered", "History"]
 
 BUCKET_BITS = 5
 BUCKETS = 1 << BUCKET_BITS

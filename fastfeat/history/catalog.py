@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, Self
 
 from crc32c import crc32c
 
-from .errors import HistoryCorrupt
-from .places import Place
+from ..errors import HistoryCorrupt
+from ..places import Place
 
 FORMAT = 1  # of catalogs and row files; a reader of this version reads no other
 CATALOG_NAME = re.compile(r"catalog-(\d+)\.json")
