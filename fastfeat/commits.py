@@ -222,6 +222,7 @@ class Commits:
             except DataError as error:
                 again += without_bad(run, error)
             except BaseException:
+                self._take_back_sequences(prepared)
                 for each in prepared:
                     each.change.abort()
                 raise
@@ -299,10 +300,18 @@ class Commits:
         except BaseException as interrupt:
             self._break(interrupt)
             error, logged = interrupt, 0
+        self._take_back_sequences(prepared[logged:])
         self._publish(prepared[:logged])
         for each in prepared[logged:]:
             each.change.abort()
             fail(each.writes, error)
+
+    def _take_back_sequences(self, refused: list[Prepared]) -> None:
+        """The next rows get those of the refused ones: the log goes on there, and so does a store opened from it.
+
+        Why it matters: a receipt's position would lie beyond rows that are to come.
+        """
+        self.sequence = next((each.batch.sequence for each in refused if each.batch is not None), self.sequence)
 
     def _publish(self, prepared: list[Prepared]) -> None:
         self.version += 1

@@ -176,7 +176,7 @@ class Storage:
         self._clock = clock
         self._target = target
         self._lock_fd = -1
-        self._flushing = threading.Lock()
+        self._flushing = threading.RLock()  # of what writes the history; taken before the next, then commits.lock
         self._snapshotting = threading.Lock()
         self._is_closing = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -184,6 +184,11 @@ class Storage:
 
     @classmethod
     def open(cls, files: Files, directory: str, options: Options, clock: Clock, target: Target) -> Storage:
+        if "://" in directory:
+            raise DataError(
+                f"{directory!r} is a URL, and the log needs a local directory; give one, and URLs as snapshots= and"
+                " history="
+            )
         attempts = READER_ATTEMPTS if options.read_only else 1
         while True:
             attempts -= 1
@@ -383,8 +388,8 @@ class Storage:
 
     def flush_history(self) -> None:
         """Move the tail into the history."""
-        self.check_writable()
         with self._flushing:
+            self.check_writable()
             with self.commits.lock:
                 if self.log.end == self.history.covered.position:
                     return
@@ -397,7 +402,11 @@ class Storage:
             with self.commits.lock:
                 self.tails = self.tails[len(frozen) :]
             self.history.compact()
-        self._drop_log()
+            if self._snapshotting.acquire(blocking=False):  # else the snapshot under way drops it when it is done
+                try:
+                    self._drop_log()
+                finally:
+                    self._snapshotting.release()
 
     def _tail_rows(self, tails: tuple[Tail, ...]) -> tuple[dict[str, pa.Table], dict[str, Any], dict[str, pa.Table]]:
         rows, hashes, deletes = {}, {}, {}
@@ -423,23 +432,23 @@ class Storage:
 
     def compact(self) -> CompactReport:
         """Erase deleted rows from every file: the history's, older snapshots, the log."""
-        self.check_writable()
-        self.flush_history()
-        report = self.history.compact(all_files=True)
-        self.commits.begin_segment()
-        self.snapshot(keep=1)
-        with self.commits.lock:
-            assert self.last_snapshot is not None
-            self.log.drop_before(min(self.last_snapshot.log_start, self.history.covered.position))
-            self.log.remove_torn()
-        return report
+        with self._flushing:
+            self.flush_history()
+            report = self.history.compact(all_files=True)
+            self.commits.begin_segment()
+            self.snapshot(keep=1)
+            with self.commits.lock:
+                assert self.last_snapshot is not None
+                self.log.drop_before(min(self.last_snapshot.log_start, self.history.covered.position))
+                self.log.remove_torn()
+            return report
 
     # --- snapshots
 
     def snapshot(self, keep: int = KEPT_SNAPSHOTS) -> SnapshotInfo:
         """Take a snapshot while reads and writes go on; `keep` of them stay."""
-        self.check_writable()
         with self._snapshotting:
+            self.check_writable()
             with self.commits.lock:
                 sequence, log_start = self.commits.sequence, self.log.end
                 created_us, versions = self.commits.created_us, list(self.versions)
@@ -469,8 +478,8 @@ class Storage:
             self._damaged.remove(info.generation)
             self.last_snapshot, self._snapshot_version = info, version
             remove_snapshots(self.snapshots, keep, damaged=self._damaged)
-        self._drop_log()
-        return info
+            self._drop_log()
+            return info
 
     # --- the threads
 
@@ -552,12 +561,15 @@ class Storage:
                 if not self.is_snapshot_current:
                     self._try("snapshot", self.snapshot)
         finally:
-            self._let_go()
+            # What other threads began ends before the lock is let go; what they begin later is refused.
+            with self._flushing, self._snapshotting, self.commits.lock:
+                self._let_go()
 
     def _let_go(self) -> None:
         self._is_closing.set()
         for thread in self._threads:
             thread.join()
+        self.read_only = self.read_only or "it is closed"
         try:
             if hasattr(self, "log"):
                 self.log.close()

@@ -401,11 +401,17 @@ class Store:
             return result_of(plan, self._columns(plan, entity_rows, event_us, known_us, size_max))
         moment = self._clock.now() if event_us is None else event_us
 
-        def read() -> tuple[Plan, Any, int]:  # the plan, too: the version must be the one that it was made under
-            plan = self._plan(features)
-            return plan, self._columns(plan, entity_rows, moment, known_us, size_max), len(storage.versions)
+        def read() -> tuple[Plan, Any, int, Any]:  # all of one version of the definitions
+            plan, views, version = self._plan(features), self._tables(), len(storage.versions)
+            try:
+                return plan, plan.columns(entity_rows, moment, known_us, size_max), version, views
+            except BeforeHistory:
+                return plan, None, version, views
 
-        (plan, columns, version), position = storage.commits.consistent(read)
+        (plan, columns, version, views), position = storage.commits.consistent(read)
+        if columns is None:  # reading files takes too long to meet no write: what came later is left out by its place
+            past = self._past(storage, plan.features, entity_rows, views, position)
+            columns = past.columns(entity_rows, moment, known_us, size_max)
         asked = features if isinstance(features, str) else plan.features
         keys = plain_keys(plan.key_names, plan.key_types, entity_rows)
         return result_of(plan, columns, Receipt(asked, version, keys, moment, known_us, position))
@@ -431,6 +437,7 @@ class Store:
         """
         if self._storage is None:
             raise error
+        self._open_arena()
         return self._past(self._storage, plan.features, entity_rows, self._tables())
 
     def _past(
@@ -456,6 +463,7 @@ class Store:
         storage = self._storage
         if storage is None:
             raise StorageError("a store in memory can't replay: open one with a directory, Store.open(...)")
+        self._open_arena()
         if not 0 < receipt.version <= len(storage.versions):
             raise DataError(
                 f"the receipt names version {receipt.version} of the definitions, and there are"
@@ -588,6 +596,7 @@ class Store:
     def _directory(self) -> Storage:
         if self._storage is None:
             raise StorageError("a store in memory has no files; open one with a directory, Store.open(...)")
+        self._open_arena()
         return self._storage
 
     # --- the end
@@ -597,13 +606,15 @@ class Store:
 
         A durable store takes a snapshot, if anything changed since the last one, and lets go of its directory.
         """
-        storage, self._storage = self._storage, None
-        if storage is not None:
-            storage.close()
         with self._lock:
-            self._arena = None
-            self._definitions = Definitions({}, {}, {}, {})
-            self._plans = {}
+            try:
+                # Invariant: _storage stays, so that a write which comes meanwhile is logged or refused.
+                if self._storage is not None:
+                    self._storage.close()
+            finally:
+                self._arena = None
+                self._definitions = Definitions({}, {}, {}, {})
+                self._plans = {}
 
     def _open_arena(self) -> Arena:
         if self._arena is None:

@@ -113,11 +113,16 @@ class Zygote:
         self._life = Life(self._said)
         return self._life
 
+    def end_life(self) -> None:
+        """Kill the server of a test that failed; the next test needs the zygote."""
+        if self._life is not None:
+            self._life.kill()
+            with suppress(AssertionError):  # what it says was said already
+                self._life.until_ended(SECONDS)
+
     def close(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        if self._life is not None:
-            self._life.kill()  # the life of a test that failed
         self._process.stdin.close()
         self._reader.join(SECONDS)
         self._process.stdout.close()
@@ -445,9 +450,10 @@ class Loop:
 
 
 @pytest.fixture
-def loop(zygote: Zygote, tmp_path: Path, request: pytest.FixtureRequest) -> Loop:
+def loop(zygote: Zygote, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Loop]:
     seed = request.node.callspec.params.get("seed", 0)
-    return Loop(zygote, tmp_path / "store", seed)
+    yield Loop(zygote, tmp_path / "store", seed)
+    zygote.end_life()
 
 
 def kill_at_random(loop: Loop, kills: int) -> None:

@@ -425,14 +425,14 @@ def test_a_receipt_names_the_definitions_that_its_answer_was_read_under(
     durable: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A service that changes while it is read is read again."""
-    read, changes = durable._columns, [FeatureService("scoring", [LATEST])]
+    tables, changes = durable._tables, [FeatureService("scoring", [LATEST])]
 
-    def change_and_read(*args: Any) -> Any:
+    def change_and_go_on() -> Any:
         if changes:
             durable.apply(changes.pop())
-        return read(*args)
+        return tables()
 
-    monkeypatch.setattr(durable, "_columns", change_and_read)
+    monkeypatch.setattr(durable, "_tables", change_and_go_on)
     result = durable.get_online_features("scoring", {"user_id": [1]})
     assert result.receipt is not None
     assert result.names == durable.replay(result.receipt).names == ("latest:x",)
