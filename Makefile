@@ -17,13 +17,15 @@ NATIVE := $(wildcard fastfeat/_core/*.pyx fastfeat/_core/*.pxd fastfeat/_core/*.
 # What a debug tree needs to build and to run the tests: no built extension, no environment.
 TREE := $(wildcard fastfeat server examples tests benchmarks docs) pyproject.toml setup.py README.md LICENSE Makefile
 # Not about the core: a debug build has nothing to add to them.
-NOT_CORE := source install cli flights readme
+NOT_CORE := source install cli flights readme files faulty_files log log_controls places snapshot snapshot_faults \
+  history history_faults history_controls inspection inspection_faults crash_loop crash_images durability_controls \
+  durable_cli flights_answers
 
 EXTRA := import sys, tomllib; \
   print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]]))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check debug-test bars bench-smoke build format clean
+.PHONY: help demo test torture test-long check debug-test bars bench-smoke build format clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -33,7 +35,10 @@ demo: $(VENV)/.built $(VENV)/.extra-demo  ## load, serve and ask 336,776 real fl
 	$(PY) -m fastfeat.cli demo $(ARGS)
 
 test: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-bench  ## run the tests (under five minutes)
-	$(PY) -m pytest -m "not long" $(ARGS)
+	$(PY) -m pytest -m "not long and not torture" $(ARGS)
+
+torture: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-bench  ## kill, cut off and damage durable stores
+	$(PY) -m pytest -m "torture and not long" $(ARGS)
 
 test-long: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-bench  ## run the campaigns too
 	FASTFEAT_HYPOTHESIS=long $(PY) -m pytest $(ARGS)
@@ -45,7 +50,7 @@ check: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-ben
 	$(PY) -m mypy
 
 debug-test: $(DEBUG_VENV)/.built $(DEBUG_VENV)/.extra-demo $(DEBUG_VENV)/.extra-test  ## the core's tests on a build with checks on
-	cd $(DEBUG_TREE) && $(abspath $(DEBUG_VENV))/bin/python -m pytest -m "not long" \
+	cd $(DEBUG_TREE) && $(abspath $(DEBUG_VENV))/bin/python -m pytest -m "not long and not torture" \
 	  $(foreach name,$(NOT_CORE),--ignore=tests/test_$(name).py) --ignore-glob='tests/*bench*' $(ARGS)
 
 bars: $(VENV)/.built $(VENV)/.extra-bench  ## measure every bar of benchmarks/bars.toml (ONLY=prefix for some)

@@ -364,19 +364,19 @@ class Log:
             previous=kept[-1].first if kept else self.end,
         )
         fd = self._make(segment)
-        # Until it is whole the log counts as failed: an interrupt in between would leave it with two places to go on.
-        self._refusal = LogFailed(f"naming {segment.path} was interrupted; open the store again")
         try:
             # Ordering: the header is synced; from here on the name promises all that is before it.
             self._files.rename(segment.path + ".tmp", segment.path)
             self._files.sync_directory(self._directory)
+            before, self._fd, self._segments, self._zeroed = self._fd, fd, [*kept, segment], HEAD_SIZE
         except OSError as error:
             self._files.close(fd)
             raise self._fail(error, f"naming {segment.path}") from error
-        if self._fd >= 0:
-            self._files.close(self._fd)
-        self._fd, self._segments, self._refusal = fd, [*kept, segment], None
-        self._zeroed = HEAD_SIZE
+        except BaseException:  # an interrupt: the log would have two places to go on
+            self._refusal = LogFailed(f"naming {segment.path} was interrupted; open the store again")
+            raise
+        if before >= 0:
+            self._files.close(before)
 
     def _make(self, segment: Segment) -> int:
         """The new segment's file under its temporary name; a failure leaves nothing that counts."""

@@ -19,7 +19,7 @@ REFUSALS = {DiskFull, LogFailed, ReadOnly, StorageError}
 DAMAGES = {LogCorrupt, SnapshotCorrupt, HistoryCorrupt}
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.torture) for seed in range(1, 10))])
 def test_a_power_loss_before_any_change_loses_nothing_acknowledged(seed: int) -> None:
     """Some 1,000 images in all; every fourth one is crashed again while it recovers, or more than once."""
     found = moments(seed, steps=5)

@@ -463,12 +463,20 @@ def kill_at_random(loop: Loop, kills: int) -> None:
         loop.live()
 
 
+@pytest.mark.parametrize("seed", [99])
+def test_nothing_acknowledged_is_lost_to_a_few_kills(loop: Loop, seed: int) -> None:
+    kill_at_random(loop, kills=6)
+    loop.check_everything()
+
+
+@pytest.mark.torture
 @pytest.mark.parametrize("seed", range(5))
 def test_nothing_acknowledged_is_lost_to_kills_at_random_times(loop: Loop, seed: int) -> None:
     kill_at_random(loop, kills=36)
     loop.check_everything()
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("point", POINTS)
 def test_nothing_acknowledged_is_lost_to_kills_at(loop: Loop, point: str) -> None:
     """Before, in the middle of and after the call, soon and later; the next start is killed too."""

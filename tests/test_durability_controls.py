@@ -59,6 +59,7 @@ class NeverSyncsDirectories(Observed):
         pass
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("disks", [NeverSyncs, NeverSyncsDirectories])
 def test_a_disk_that_does_not_sync_is_caught(disks: type[Observed]) -> None:
     with pytest.raises((Violation, StorageError)):
@@ -229,6 +230,7 @@ def the_history_covers_too_much() -> Iterator[None]:
         yield
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize(
     ("bug", "trial"),
     [

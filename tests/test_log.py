@@ -577,3 +577,22 @@ def test_the_bytes_are_those_that_the_page_draws() -> None:
     assert content[80:88] == b"hello\0\0\0"
     assert not any(content[168:])
     assert os.path.basename(log.segments[0].path) == "00000000000000000000.seg"
+
+
+def test_a_log_that_goes_on_in_a_new_segment_is_at_no_moment_a_failed_one(tmp_path: Path) -> None:
+    """Whoever watches it from another thread would end the server."""
+    seen: list[object] = []
+
+    class Watched(Files):
+        def rename(self, old: str, new: str) -> None:
+            super().rename(old, new)
+            seen.append(log.refusal)
+
+    log = Log.open(Files(), str(tmp_path / "log"), segment_size=1024)
+    log._files = Watched()
+    for _ in range(20):
+        log.append(1, [bytes(200)])
+        log.sync()
+    assert len(seen) > 2
+    assert set(seen) == {None}
+    log.close()
