@@ -155,6 +155,9 @@ def write_all(files: Files, fd: int, data: Data, at: int) -> None:
         at += count
 
 
+WRITE_SIZE = 32 << 10  # of a file's bytes at once: the system may run nothing else on this core meanwhile
+
+
 def write_file(files: Files, path: str, data: Data) -> None:
     """Make a file that is there whole and durable, or not at all; one of that name is replaced.
 
@@ -164,7 +167,12 @@ def write_file(files: Files, path: str, data: Data) -> None:
     fd = files.open(temporary, create=True)
     try:
         try:
-            write_all(files, fd, data, 0)
+            at = 0
+            for part in views_of(data):
+                for start in range(0, part.nbytes, WRITE_SIZE):
+                    piece = part[start : start + WRITE_SIZE]
+                    write_all(files, fd, piece, at)
+                    at += piece.nbytes
             files.sync(fd)
         finally:
             files.close(fd)

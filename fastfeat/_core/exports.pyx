@@ -224,26 +224,29 @@ cdef list key_columns(Export e, Table table):
     for k in range(layout.keys_count):
         if layout.key_kinds[k] != STRING:
             ints = np.empty(count, np.uint64)
-            for i in range(count):
-                memcpy(&ints[i], base + entities[ENTITY_WORDS * i] + starts[i], 8)
-                starts[i] += 8
+            with nogil:
+                for i in range(count):
+                    memcpy(&ints[i], base + entities[ENTITY_WORDS * i] + starts[i], 8)
+                    starts[i] += 8
             whole = np.asarray(ints)
             columns.append((whole if layout.key_types[k] == "uint64" else whole.view(np.int64), None))
             continue
         ends = np.zeros(count + 1, np.uint32)
         total = 0
-        for i in range(count):
-            memcpy(&size, base + entities[ENTITY_WORDS * i] + starts[i], 4)
-            total += size
-            if total > OFFSET_MAX:
-                raise StorageError(f"view {table.name!r}: keys take over 2 GiB in one shard")
-            ends[i + 1] = <uint32_t>total
+        with nogil:
+            for i in range(count):
+                memcpy(&size, base + entities[ENTITY_WORDS * i] + starts[i], 4)
+                total += size
+                ends[i + 1] = <uint32_t>min(total, OFFSET_MAX)
+        if total > OFFSET_MAX:
+            raise StorageError(f"view {table.name!r}: keys take over 2 GiB in one shard")
         data = np.empty(total, np.uint8)
         text = <uint8_t*>cnp.PyArray_DATA(data)
-        for i in range(count):
-            key = base + entities[ENTITY_WORDS * i] + starts[i] + 4
-            memcpy(text + ends[i], key, ends[i + 1] - ends[i])
-            starts[i] += 4 + ends[i + 1] - ends[i]
+        with nogil:
+            for i in range(count):
+                key = base + entities[ENTITY_WORDS * i] + starts[i] + 4
+                memcpy(text + ends[i], key, ends[i + 1] - ends[i])
+                starts[i] += 4 + ends[i + 1] - ends[i]
         columns.append((data, np.asarray(ends)))
     return columns
 
@@ -251,8 +254,11 @@ cdef list key_columns(Export e, Table table):
 cdef object words(Vector* vector, Py_ssize_t width):
     """A copy of a vector of int64 words as an array [count, width]."""
     copy = np.empty((vector.count, width), np.int64)
-    if vector.count:
-        memcpy(cnp.PyArray_DATA(copy), vector.data, copy.nbytes)
+    cdef void* to = cnp.PyArray_DATA(copy)
+    cdef size_t size = vector.count * width * 8
+    if size:
+        with nogil:
+            memcpy(to, vector.data, size)
     return copy
 
 
