@@ -39,7 +39,8 @@ from .errors import ArenaFull, DataError, DirectoryLocked, ReadOnly, SnapshotCor
 from .files import Files
 from .history import CompactReport, Covered, History
 from .log import Log, Record
-from .places import open_place, storage_faults
+from .ownership import claim, name_of_store
+from .places import Place, open_place, storage_faults
 from .rows import batch_of_rows, entity_columns, heads_batch, heads_of, key_fields, key_hashes, rows_batch, rows_schema
 from .schema import Definition, FeatureView, definitions_from_list
 from .snapshot import (
@@ -63,6 +64,7 @@ TAIL_CAPACITY: Final = 1 << 34  # reserved, not used: a tail is flushed long bef
 READER_ATTEMPTS: Final = 10
 KEPT_SNAPSHOTS: Final = 2
 KEEPER_SECONDS: Final = 1.0  # between two looks
+RETRY_SECONDS: Final = 10.0  # after a flush that failed: each attempt encodes the whole tail
 POPULATED_AHEAD: Final = 64 << 20
 POPULATE_SECONDS: Final = 0.01  # at 1 M rows/s of 200 B, 2 MB
 POPULATE_FACTOR: Final = 32  # of the last moment's growth
@@ -220,15 +222,22 @@ class Storage:
                 self._lock_fd = self.files.lock(os.path.join(self.directory, "LOCK"))
         elif not self.files.exists(self.directory):
             raise StorageError(f"{self.directory} is not there; open it without read_only to begin a store")
-        self.snapshots = open_place(self.files, self.options.snapshots or os.path.join(self.directory, "snapshots"))
-        place = open_place(self.files, self.options.history or os.path.join(self.directory, "history"))
-        self.history = History.open(place, read_only=self.options.read_only)
+        self.snapshots = self._place("snapshots", self.options.snapshots)
+        self.history = History.open(self._place("history", self.options.history), read_only=self.options.read_only)
         self._recover()
         if not self.options.read_only:
             self._start(self._populate, "fastfeat-pages")
             if self.options.fsync == "interval":
                 self._start(self._sync_now_and_then, "fastfeat-sync")
             self._start(self._keep, "fastfeat-keeper")
+
+    def _place(self, holds: str, where: str | None) -> Place:
+        """In the directory, or elsewhere: then it is this store's alone."""
+        place = open_place(self.files, where or os.path.join(self.directory, holds))
+        if where:
+            read_only = self.options.read_only
+            claim(place, name_of_store(self.files, self.directory, read_only=read_only), holds, read_only=read_only)
+        return place
 
     # --- recovery
 
@@ -395,8 +404,9 @@ class Storage:
                     return
                 self.log.sync()  # the history must never hold what the log may yet lose
                 covered = Covered(self.commits.sequence, self.log.end)
-                frozen = self.tails
-                self.tails = (*frozen, Tail(self._clock))
+                if not self.tails[-1].is_empty:  # else a flush that failed has left a new one
+                    self.tails = (*self.tails, Tail(self._clock))
+                frozen = self.tails[:-1]
             rows, hashes, deletes = self._tail_rows(frozen)
             self.history.add(rows, hashes, deletes, covered)
             with self.commits.lock:
@@ -505,9 +515,11 @@ class Storage:
     def _keep(self) -> None:
         lower_priority()
         snapshot_at = time.monotonic() + self.options.snapshot_seconds
+        flush_at = 0.0
         while not self._is_closing.wait(KEEPER_SECONDS):
-            if self.tail_size >= self.options.flush_bytes:
+            if self.tail_size >= self.options.flush_bytes and time.monotonic() >= flush_at:
                 self._try("history", self.flush_history)
+                flush_at = time.monotonic() + RETRY_SECONDS if "history" in self._problems else 0.0
             if time.monotonic() >= snapshot_at:
                 snapshot_at = time.monotonic() + self.options.snapshot_seconds
                 if not self.is_snapshot_current:

@@ -152,6 +152,30 @@ def test_a_read_of_the_past_does_not_begin_again_for_each_write(
         assert store.replay(result.receipt).to_dict() == {"latest:x": [1]}
 
 
+def test_flushes_that_fail_leave_no_more_tails_than_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a history that is away for an hour leaves a read of the past with thousands of them."""
+
+    def fail(*_: Any) -> None:
+        raise StorageError("away")
+
+    with open_store(tmp_path / "store") as store:
+        store.apply(LATEST)
+        storage = store._storage
+        assert storage is not None
+        monkeypatch.setattr(storage.history, "add", fail)
+        store.push("latest", [row(1, time, time) for time in (1, 2)])
+        for _ in range(5):
+            with pytest.raises(StorageError, match="away"):
+                store.flush_history()
+        assert len(storage.tails) == 2
+        monkeypatch.undo()
+        store.push("latest", row(1, 3, 3))
+        store.flush_history()
+        assert len(storage.tails) == 1
+        read = [store.get_feature_vector(["latest:x"], {"user_id": 1}, as_of=time) for time in (1, 2)]
+        assert read == [1, 2]
+
+
 def test_a_url_is_no_directory_for_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="local directory"):

@@ -29,13 +29,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "result": TYPES | {"schema", "times", "arrow", "receipts"},
     "files": {"errors"},
     "places": {"errors", "files"},
+    "ownership": {"errors", "files", "places"},
     "log": {"errors", "files"},
     "snapshot": TYPES | {"places"},
     "history": {"errors", "places"},
     "commits": TYPES | {"_core", "log"},
     "loads": {"_core", "commits", "report"},
     "receipts": TYPES | {"times"},
-    "durable": TYPES | {"schema", "_core", "arrow", "files", "places", "log", "snapshot", "history", "commits", "rows"},
+    "durable": TYPES
+    | {"schema", "_core", "arrow", "files", "places", "ownership", "log", "snapshot", "history", "commits", "rows"},
     "past": TYPES | {"schema", "_core", "arrow", "history", "durable", "rows"},
     "rows": TYPES | {"schema", "result", "_core"},
     "store": TYPES
