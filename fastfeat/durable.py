@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import pyarrow as pa
 
@@ -59,10 +59,12 @@ if TYPE_CHECKING:
 
 log_lines = logging.getLogger("fastfeat")
 
+Item = TypeVar("Item")
 Fsync = Literal["always", "interval", "off"]
 TAIL_CAPACITY: Final = 1 << 34  # reserved, not used: a tail is flushed long before
 READER_ATTEMPTS: Final = 10
 KEPT_SNAPSHOTS: Final = 2
+REST: Final = 4.0  # of a gentle snapshot: a fifth of the time is work
 KEEPER_SECONDS: Final = 1.0  # between two looks
 RETRY_SECONDS: Final = 10.0  # after a flush that failed: each attempt encodes the whole tail
 POPULATED_AHEAD: Final = 64 << 20
@@ -455,8 +457,8 @@ class Storage:
 
     # --- snapshots
 
-    def snapshot(self, keep: int = KEPT_SNAPSHOTS) -> SnapshotInfo:
-        """Take a snapshot while reads and writes go on; `keep` of them stay."""
+    def snapshot(self, keep: int = KEPT_SNAPSHOTS, *, is_gentle: bool = False) -> SnapshotInfo:
+        """Take a snapshot while reads and writes go on; `keep` of them stay. is_gentle: rest after each part."""
         with self._snapshotting:
             self.check_writable()
             with self.commits.lock:
@@ -481,9 +483,10 @@ class Storage:
                     views=counts,
                 )
 
-            info = write_snapshot(self.snapshots, parts_of(views, sequence), finish)
+            rest = REST if is_gentle else 0.0
+            info = write_snapshot(self.snapshots, resting(parts_of(views, sequence), rest, self._is_closing), finish)
             self._damaged.add(info.generation)
-            for _ in read_parts(self.snapshots, info.generation):
+            for _ in resting(read_parts(self.snapshots, info.generation), rest, self._is_closing):
                 pass  # raises SnapshotCorrupt: then the older ones and their log stay
             self._damaged.remove(info.generation)
             self.last_snapshot, self._snapshot_version = info, version
@@ -523,7 +526,7 @@ class Storage:
             if time.monotonic() >= snapshot_at:
                 snapshot_at = time.monotonic() + self.options.snapshot_seconds
                 if not self.is_snapshot_current:
-                    self._try("snapshot", self.snapshot)
+                    self._try("snapshot", lambda: self.snapshot(is_gentle=True))
 
     def _try(self, what: str, work: Callable[[], object]) -> None:
         try:
@@ -589,6 +592,20 @@ class Storage:
             if self._lock_fd >= 0:
                 self.files.close(self._lock_fd)
                 self._lock_fd = -1
+
+
+def resting(items: Iterator[Item], rest: float, is_over: threading.Event) -> Iterator[Item]:
+    """The items; after each a sleep of `rest` times what it took to make and to use, at most a second.
+
+    Why: while a part is copied, compressed and written it has the interpreter, the caches and now and then the whole
+    core. Readers meet that in the tail of their latency; a snapshot that takes five times as long meets few of them.
+    """
+    began = time.perf_counter()
+    for item in items:
+        yield item
+        if rest:
+            is_over.wait(min(rest * (time.perf_counter() - began), 1.0))
+        began = time.perf_counter()
 
 
 def parts_of(views: Mapping[str, tuple[FeatureView, Table]], sequence_end: int) -> Iterator[Part]:

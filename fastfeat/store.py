@@ -581,9 +581,12 @@ class Store:
 
     # --- the directory
 
-    def snapshot(self) -> SnapshotInfo:
-        """Take a snapshot now, while reads and writes go on. Raises ReadOnly, StorageError."""
-        return self._directory().snapshot()
+    def snapshot(self, *, is_gentle: bool = False) -> SnapshotInfo:
+        """Take a snapshot now, while reads and writes go on. Raises ReadOnly, StorageError.
+
+        is_gentle: take five times as long and leave the others in peace, as the store's own snapshots do.
+        """
+        return self._directory().snapshot(is_gentle=is_gentle)
 
     def flush_history(self) -> None:
         """Move what the history lacks into it now. Raises ReadOnly, StorageError."""

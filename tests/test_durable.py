@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +34,7 @@ from fastfeat import (
     StorageError,
     Store,
 )
+from fastfeat.durable import resting
 from fastfeat.files import Files
 
 from .serving import serving
@@ -444,6 +446,44 @@ def test_the_log_is_dropped_once_two_snapshots_and_the_history_cover_it(director
     crash(store)
     with open_store(directory) as again:
         assert answers(again) == before
+
+
+def test_a_gentle_snapshot_rests_after_each_part_and_holds_the_same(directory: Path, store: Store) -> None:
+    fill(store, range(10))
+    before = answers(store)
+    took = []
+    for is_gentle in (False, True):
+        began = time.perf_counter()
+        store.snapshot(is_gentle=is_gentle)
+        took.append(time.perf_counter() - began)
+    hurried, gentle = sorted((directory / "snapshots").iterdir())
+    sizes = [sorted(part.stat().st_size for part in at.rglob("*.arrow")) for at in (hurried, gentle)]
+    assert sizes[0] == sizes[1]
+    assert took[1] > took[0]
+    crash(store)
+    with open_store(directory) as again:
+        assert answers(again) == before
+
+
+def test_what_rests_sleeps_in_proportion_and_not_once_it_is_over() -> None:
+    asked: list[float] = []
+
+    class Watched(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            asked.append(timeout)
+            return True
+
+    def slow() -> Iterator[int]:
+        for number in range(3):
+            time.sleep(0.01)
+            yield number
+
+    assert list(resting(slow(), 0.0, Watched())) == [0, 1, 2]
+    assert not asked
+    assert list(resting(slow(), 3.0, Watched())) == [0, 1, 2]
+    assert len(asked) == 3
+    assert all(0.03 <= seconds <= 1 for seconds in asked)
 
 
 def test_a_damaged_snapshot_gives_way_to_the_one_before(directory: Path, store: Store) -> None:

@@ -211,7 +211,7 @@ def delete(connection: Connection, request_id: int, params: object) -> None:
 def snapshot(connection: Connection, request_id: int, params: object) -> None:
     """What is in memory, written to the disk by a thread; what was written, as a map."""
     server = connection.server
-    connection.in_thread(request_id, server.maintenance, lambda: snapshot_map(server.store.snapshot()))
+    connection.in_thread(request_id, server.maintenance, lambda: snapshot_map(server.store.snapshot(is_gentle=True)))
 
 
 def snapshot_map(made: Any) -> dict[str, Any]:
