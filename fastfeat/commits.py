@@ -117,6 +117,7 @@ class Commits:
         sequence: int,
         created_us: int,
         published: Callable[[Prepared], object],
+        moved: Callable[[int], object],
     ) -> None:
         self.log = log
         self.sequence = sequence
@@ -128,6 +129,7 @@ class Commits:
         self._clock = clock
         self._is_synced = is_synced
         self._published = published
+        self._moved = moved
         self._queue: deque[Write] = deque()
 
     # --- the border
@@ -151,6 +153,7 @@ class Commits:
             self.version += 1
             install()
             self.version += 1
+            self._moved(self.log.end)
 
     def begin_segment(self) -> None:
         """Go on in a new segment of the log, so that those before it can be dropped."""
@@ -320,6 +323,7 @@ class Commits:
             self._published(each)
         self.visible = self.sequence
         self.version += 1
+        self._moved(self.log.end)
         for each in prepared:
             for write in each.writes:
                 write.is_done = True

@@ -105,12 +105,16 @@ class Target:
     install: these definitions, and a table for each view.
     views:   what is installed.
     arena:   that the tables lie in now.
+    moved:   told the log's end, once all before it is visible.
+    resume:  take up the rows, definitions and all, that a process with this state let go of; False: they are not there.
     """
 
     reset: Callable[[bytes | None], None]
     install: Callable[[list[Definition]], None]
     views: Callable[[], Mapping[str, tuple[FeatureView, Table]]]
     arena: Callable[[], Arena]
+    moved: Callable[[int], object]
+    resume: Callable[[dict[str, Any]], bool]
 
 
 class Tail:
@@ -244,36 +248,24 @@ class Storage:
     # --- recovery
 
     def _recover(self) -> None:
-        required = self.history.covered.position
-        start, sequence, created_us = 0, 0, 0
         problems: list[str] = []
-        generations = list_snapshots(self.snapshots)
-        for generation in generations:
-            try:
-                info = read_info(self.snapshots, generation)
-                required = max(required, info.log_end)
-                if self.last_snapshot is None:
-                    self._read_snapshot(info)
-                    start, sequence, created_us = info.log_start, info.sequence, info.created_us
-                    self.last_snapshot, self._snapshot_version = info, 0
-            except SnapshotCorrupt as error:
-                problems.append(str(error))
-                self._damaged.add(generation)
-                log_lines.warning("snapshot %d can't be used: %s", generation, error)
-                if self.last_snapshot is None:  # an older one's damage is no reason to forget the newer
-                    self._target.reset(None)
+        infos = self._snapshot_infos(problems)
         self.log = Log.open(
             self.files,
             os.path.join(self.directory, "log"),
             segment_size=self.options.segment_size,
-            required=required,
+            required=max([self.history.covered.position, *(info.log_end for info in infos)]),
             read_only=self.options.read_only,
         )
+        info = self._resume(infos) or self._read_newest(infos, problems)
+        start, sequence, created_us = (info.log_start, info.sequence, info.created_us) if info else (0, 0, 0)
         if start < self.log.start:
             raise SnapshotCorrupt(
                 f"{self.directory}: the log begins at {self.log.start} and no snapshot reaches it"
                 f" ({'; '.join(problems) or 'there is none'}); restore a backup"
             )
+        self.last_snapshot = info
+        self._snapshot_version = 0 if info else NO_VERSION
         self.commits = Commits(
             self.log,
             self._clock,
@@ -281,9 +273,52 @@ class Storage:
             sequence=sequence,
             created_us=created_us,
             published=self._published,
+            moved=self._target.moved,
         )
         self._replay(start)
         self.commits.visible = self.commits.sequence
+        self._target.moved(self.log.end)
+
+    def _snapshot_infos(self, problems: list[str]) -> list[SnapshotInfo]:
+        """Of the snapshots whose manifest can be read, newest first."""
+        infos = []
+        for generation in list_snapshots(self.snapshots):
+            try:
+                infos.append(read_info(self.snapshots, generation))
+            except SnapshotCorrupt as error:
+                self._is_damaged(generation, error, problems)
+        return infos
+
+    def _read_newest(self, infos: list[SnapshotInfo], problems: list[str]) -> SnapshotInfo | None:
+        """Take the newest snapshot that can be read."""
+        for info in infos:
+            try:
+                self._read_snapshot(info)
+            except SnapshotCorrupt as error:
+                self._is_damaged(info.generation, error, problems)
+                self._target.reset(None)
+            else:
+                return info
+        return None
+
+    def _is_damaged(self, generation: int, error: SnapshotCorrupt, problems: list[str]) -> None:
+        problems.append(str(error))
+        self._damaged.add(generation)
+        log_lines.warning("snapshot %d can't be used: %s", generation, error)
+
+    def state(self) -> dict[str, Any]:
+        """Of a directory in which nothing will be written any more: what `_resume` needs to know it by."""
+        return {
+            "store": name_of_store(self.files, self.directory, read_only=self.options.read_only),
+            "log_end": self.log.end,
+        }
+
+    def _resume(self, infos: list[SnapshotInfo]) -> SnapshotInfo | None:
+        """The snapshot of a clean stop, where memory still has what is in it and it is all there is."""
+        if not infos or not self._target.resume(self.state()):
+            return None
+        self.versions = list(infos[0].definitions)
+        return infos[0]
 
     def _read_snapshot(self, info: SnapshotInfo) -> None:
         """Rows shard by shard, several at once; then the heads."""
@@ -564,6 +599,11 @@ class Storage:
 
     # --- the end
 
+    @property
+    def is_whole(self) -> bool:
+        """True once it is closed, and memory, the newest snapshot and the log say the same."""
+        return self._lock_fd < 0 and self.is_snapshot_current and self.log.is_marked
+
     def close(self) -> None:
         """A clean stop: a snapshot where one is due, the log's last mark, the lock let go."""
         self._is_closing.set()
@@ -571,7 +611,8 @@ class Storage:
             for thread in self._threads:
                 thread.join()
             if not self.read_only and self.log.refusal is None:
-                if self.tail_size >= self.options.flush_bytes // 4:
+                # An arena that outlives this process is taken up at once if there is no tail to be read again.
+                if self.tail_size >= (1 if self._target.arena().is_shared else self.options.flush_bytes // 4):
                     self._try("history", self.flush_history)
                 if not self.is_snapshot_current:
                     self._try("snapshot", self.snapshot)

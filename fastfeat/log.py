@@ -268,6 +268,11 @@ class Log:
             raise self._refuse(error, f"removing torn tails from {self._directory}") from error
         self._sync_directory()
 
+    @property
+    def is_marked(self) -> bool:
+        """True where the mark of a clean close is the last frame."""
+        return self._is_marked
+
     def close(self) -> None:
         """Sync, leave the mark of a clean close, let go. Nothing is written to a log that failed or is read-only."""
         try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from .durable import Fsync, Storage
     from .files import Files
     from .history import CompactReport
+    from .shared import Sharing
     from .snapshot import SnapshotInfo
 
     Moment = datetime | int | None
@@ -95,12 +97,24 @@ class Store:
 
     capacity_bytes: the hard limit of all rows together; reserved, not used. Default: half of physical memory.
     clock:          int microseconds since 1970 UTC; drives time in tests. Default: the system's.
+    shared:         a name under which other processes of this machine may read the rows (fastfeat+shm://NAME).
+    shared_group:   the group whose members may; None: this user's processes.
+    Raises StorageError: another process has that name; its place can't be written.
     """
 
-    def __init__(self, capacity_bytes: int | None = None, clock: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        capacity_bytes: int | None = None,
+        clock: Callable[[], int] | None = None,
+        *,
+        shared: str | None = None,
+        shared_group: str | None = None,
+    ) -> None:
         self._capacity = half_of_memory() if capacity_bytes is None else capacity_bytes
-        self._arena: Arena | None = Arena(self._capacity)
         self._storage: Storage | None = None
+        self._sharing: Sharing | None = None
+        self._position = 0  # counts the writes of a store without a directory
+        self._arena: Arena | None = None
         self._clock = Clock(clock)
         self._definitions = Definitions({}, {}, {}, {})
         self._plans: dict[object, Plan] = {}
@@ -108,6 +122,41 @@ class Store:
         # Pushes and deletes become visible in the order of their created times: what was known by K stays so.
         self._order = threading.Lock()
         self._created_us = 0
+        if shared is None:
+            self._arena = Arena(self._capacity)
+        else:
+            self._share(shared, shared_group)
+            self._reset(None)
+            self._show()
+
+    def _share(self, name: str, group: str | None) -> None:
+        from .shared import Sharing
+
+        self._sharing = Sharing(name, group)
+
+    def _show(self) -> None:
+        """Let readers find the arena."""
+        if self._sharing is not None:
+            self._publish()
+            self._sharing.install()
+            reference = weakref.ref(self)
+            self._sharing.watch(lambda: (store := reference()) is not None and store._tidy())
+
+    def _tidy(self) -> bool:
+        """Free what readers have left, expel those who don't leave; False: closed. For the thread of the sharing."""
+        arena = self._arena
+        if arena is None:
+            return False
+        arena.sweep()
+        for table in self._definitions.tables.values():
+            table.tidy()
+        return True
+
+    def _publish(self, state: dict[str, Any] | None = None) -> None:
+        """Tell readers what there is now. Raises StorageError."""
+        if self._sharing is not None:
+            now = self._definitions
+            self._sharing.publish(self._open_arena(), definitions_to_list(now.all()), now.tables, state)
 
     @classmethod
     def open(
@@ -124,6 +173,8 @@ class Store:
         segment_size: int = 64 << 20,
         snapshots: str | None = None,
         history: str | None = None,
+        shared: str | None = None,
+        shared_group: str | None = None,
         files: Files | None = None,
     ) -> Self:
         """The durable store of a directory, as it was: what was acknowledged is there. Begins one where none is.
@@ -133,6 +184,7 @@ class Store:
         snapshot_seconds, flush_bytes: how often a snapshot is due, and how much of the log waits for the history.
         segment_size: bytes of one file of the log, allocated beforehand.
         snapshots, history: other places for them: a directory or a pyarrow.fs URL (s3://...).
+        shared, shared_group: as for Store(...). What a clean stop left in shared memory is taken up as it is.
         read_only:   what is there now, without owning it: no writes, and later ones of the owner are not seen.
         files:       the system calls; tests put a failing disk here.
         Raises DirectoryLocked, LogCorrupt, SnapshotCorrupt, HistoryCorrupt, ArenaFull, StorageError.
@@ -151,16 +203,47 @@ class Store:
             read_only=read_only,
         )
         store = cls(capacity_bytes, clock)
-        target = Target(store._reset, store._install, store._tables, store._open_arena)
-        storage = Storage.open(files or Files(), os.fspath(directory), options, store._clock, target)
-        store._storage = storage
+        if shared is not None:
+            store._share(shared, shared_group)
+            store._reset(None)
+        target = Target(store._reset, store._install, store._tables, store._open_arena, store._moved, store._resume)
+        try:
+            store._storage = Storage.open(files or Files(), os.fspath(directory), options, store._clock, target)
+            store._show()
+        except BaseException:
+            store._stop_sharing(is_whole=False)
+            raise
         return store
 
     def _reset(self, seed: bytes | None) -> None:
         """Begin again, empty."""
-        self._arena = Arena(self._capacity, seed)
+        self._arena = (
+            Arena(self._capacity, seed) if self._sharing is None else self._sharing.create(self._capacity, seed)
+        )
         self._definitions = Definitions({}, {}, {}, {})
         self._plans = {}
+
+    def _resume(self, state: dict[str, Any]) -> bool:
+        """Take up what a clean stop of this state left in shared memory."""
+        found = None if self._sharing is None else self._sharing.resume(state, self._capacity)
+        if found is None:
+            return False
+        self._arena, catalogue = found
+        try:
+            self._put(self._merged(definitions_from_list(catalogue.definitions), catalogue.tables))
+        except StorageError:  # of another version
+            self._reset(None)
+            return False
+        return True
+
+    def _moved(self, position: int) -> None:
+        """All before this position of the log is visible."""
+        self._open_arena().position = position
+
+    @property
+    def position(self) -> int:
+        """What is visible, as a number that only grows: a reader that has come so far sees every write before now."""
+        return self._open_arena().position
 
     def _tables(self) -> dict[str, tuple[FeatureView, Table]]:
         now = self._definitions
@@ -198,12 +281,15 @@ class Store:
         """Apply definitions that a directory remembers."""
         self._put(self._merged(items))
 
-    def _merged(self, items: list[Definition]) -> Definitions:
-        """The applied definitions with these in their places, and a table for each view."""
+    def _merged(self, items: list[Definition], there: Mapping[str, tuple[int, int]] | None = None) -> Definitions:
+        """The applied definitions with these in their places, and a table for each view, which may be there already."""
         arena, old = self._open_arena(), self._definitions
         entities, views, services = merged(old, items)
         check_services(services.values(), views)
-        tables = {name: old.tables.get(name) or self._table(arena, view) for name, view in views.items()}
+        tables = {
+            name: old.tables.get(name) or self._table(arena, view, (there or {}).get(name))
+            for name, view in views.items()
+        }
         return Definitions(entities, views, services, tables)
 
     def _put(self, new: Definitions) -> None:
@@ -211,14 +297,21 @@ class Store:
             new.tables[name].set_ttl(view.ttl_us)
         self._definitions = new
         self._plans = {}
+        self._publish()
 
-    def _table(self, arena: Arena, view: FeatureView) -> Table:
+    def _table(self, arena: Arena, view: FeatureView, there: tuple[int, int] | None = None) -> Table:
+        """there: where in the arena it lies, and its fingerprint. Raises StorageError: the two programs differ."""
         keep_rows, keep_us = retention(view)
         keys = view.entity.join_keys
         fields = [(field.name, field.dtype, field.nullable) for field in view.schema]
-        return Table(
-            arena, self._clock, view.name, list(keys), list(keys.values()), fields, view.ttl_us, keep_rows, keep_us
-        )
+        at, fingerprint = there or (0, 0)
+        shape = (view.name, list(keys), list(keys.values()), fields, view.ttl_us, keep_rows, keep_us)
+        table = Table(arena, self._clock, *shape, at)
+        if there and table.fingerprint != fingerprint:
+            raise StorageError(
+                f"view {view.name!r}: its rows were laid out by another version of fastfeat; run the same on both sides"
+            )
+        return table
 
     def info(self) -> dict[str, Any]:
         """Views (definition, rows, entities), services (features), arena (capacity and used, in bytes)."""
@@ -230,7 +323,8 @@ class Store:
         services = {name: [str(feature) for feature in service.features] for name, service in now.services.items()}
         sizes = {"capacity": arena.capacity, "used": arena.used}
         storage = None if self._storage is None else self._storage.info()
-        return {"views": views, "services": services, "arena": sizes, "storage": storage}
+        sharing = None if self._sharing is None else self._sharing.info(arena)
+        return {"views": views, "services": services, "arena": sizes, "storage": storage, "shared": sharing}
 
     # --- writing
 
@@ -267,6 +361,7 @@ class Store:
                     return report
                 for batch in batches:
                     table.append_arrow(batch, workers)
+                    self._count()
                     advance(batch.num_rows)
         except (DataError, StorageError) as error:
             error.report = report
@@ -289,7 +384,14 @@ class Store:
         with self._order:
             created_us = self._next_created_us()
             table.append_rows(rows, created_us)
+            self._count()
         return created_us
+
+    def _count(self) -> None:
+        """One more write of a store without a directory is visible."""
+        with self._lock:
+            self._position += 1
+            self._moved(self._position)
 
     def _push_arrow(self, view: FeatureView, table: Table, rows: object) -> int:
         from .arrow import read_whole
@@ -299,6 +401,7 @@ class Store:
             batch = read_whole(view, rows, created_us)
             if batch is not None:
                 table.append_arrow(batch)
+            self._count()
         return created_us
 
     def push_group(self, pushes: Iterable[tuple[str | FeatureView, Any]]) -> list[int | BaseException]:
@@ -355,6 +458,7 @@ class Store:
         with self._order:
             created_us = self._next_created_us()
             table.delete(entity_rows, created_us)
+            self._count()
         return created_us
 
     def _next_created_us(self) -> int:
@@ -610,14 +714,31 @@ class Store:
         A durable store takes a snapshot, if anything changed since the last one, and lets go of its directory.
         """
         with self._lock:
+            is_whole = False
             try:
                 # Invariant: _storage stays, so that a write which comes meanwhile is logged or refused.
                 if self._storage is not None:
                     self._storage.close()
+                    is_whole = self._storage.is_whole
             finally:
+                self._stop_sharing(is_whole=is_whole)
                 self._arena = None
                 self._definitions = Definitions({}, {}, {}, {})
                 self._plans = {}
+
+    def _stop_sharing(self, *, is_whole: bool) -> None:
+        """is_whole: what the arena holds may be taken up by the next process that opens the directory."""
+        if self._sharing is None or self._arena is None:
+            return
+        self._sharing.rest()
+        if (
+            is_whole
+            and self._storage is not None
+            and all(table.is_quiet for table in self._definitions.tables.values())
+        ):
+            self._publish(self._storage.state())
+            self._arena.let_go()
+        self._sharing.close(is_kept=self._storage is not None)
 
     def _open_arena(self) -> Arena:
         if self._arena is None:

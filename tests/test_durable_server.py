@@ -76,7 +76,8 @@ class GatedStore(TableStore):
         self._wait_for_the_disk()
         return super().delete(view, rows)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, *, is_gentle: bool = False) -> Snapshot:
+        assert is_gentle  # a server's
         if self.failure is not None:
             raise self.failure
         return Snapshot(views={"user": {"rows": 1}})

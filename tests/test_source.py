@@ -42,7 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rows": TYPES | {"schema", "result", "_core"},
     "store": TYPES
     | {"schema", "_core", "times", "arrow", "result", "report", "files", "commits", "durable", "past", "receipts"}
-    | {"history", "snapshot", "loads"},
+    | {"history", "snapshot", "loads", "shared"},
+    "shared": {"errors", "_core"},
+    "attached": TYPES | {"schema", "_core", "result", "shared", "store"},
     "inspection": TYPES | {"schema", "files", "places", "log", "snapshot", "history", "durable"},
     "protocol": {"errors", "dtypes", "status", "_core"},
     "client": TYPES | {"schema", "protocol", "times", "result", "receipts", "report", "sources", "_core"},
@@ -66,6 +68,7 @@ PROTOCOL_MAY_IMPORT_OF_CORE = {"codec", "session", "exchange"}
 # Inside _core, a row may cimport or import the rows above it, and its own row where that makes no cycle.
 CORE_ORDER = (
     {"checks", "atomics", "status", "layout"},
+    {"readers"},
     {"arena", "columns", "codec"},
     {"index", "values", "records"},
     {"timeline", "request"},

@@ -1,16 +1,26 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from .layout cimport ArenaHeader, HeapHeader
+from .readers cimport Readers, ReaderSlots
 
 
 cdef struct ArenaView:        # one process's resolved pointers
     uint8_t* base
     ArenaHeader* header
+    uint64_t limit            # bytes of the mapping
+    Readers* readers
+    int fd                    # of the file whose pages are reserved before use; -1: none
 
 cdef class Arena:
     cdef ArenaView view
     cdef readonly uint64_t capacity
     cdef uint64_t populated       # bytes from the base on, as far as populate_ahead went
+    cdef readonly bint is_shared  # other processes may read it
+    cdef readonly bint is_reader  # another process writes it
+    cdef ReaderSlots slots
+    cdef list replaced            # catalogues that readers may still see: (epoch, offset, size)
+    cdef make(self, bytes seed, uint64_t generation)
+    cdef take_up(self)
 
 # Extents: whole pages, from a list of free ones or from the untouched end. 0: full. `urgent` may use the reserve.
 cdef uint64_t extent_alloc(ArenaView* arena, uint64_t size, bint urgent) noexcept nogil
@@ -21,8 +31,8 @@ cdef uint64_t heap_alloc(ArenaView* arena, HeapHeader* heap, uint64_t size, bint
 cdef void heap_free(ArenaView* arena, HeapHeader* heap, uint64_t at, uint64_t size) noexcept nogil
 
 # Epochs.
-cdef int reader_try_pin(ArenaView* arena) noexcept nogil
-cdef int reader_pin(ArenaView* arena) noexcept nogil
-cdef void reader_unpin(ArenaView* arena, int slot) noexcept nogil
+cdef int arena_try_pin(const ArenaView* arena) noexcept nogil
+cdef int arena_pin(const ArenaView* arena) noexcept nogil
+cdef bint arena_unpin(const ArenaView* arena, int slot) noexcept nogil
 cdef uint64_t epoch_advance(ArenaView* arena) noexcept nogil
 cdef uint64_t epoch_oldest_pin(ArenaView* arena) noexcept nogil

@@ -9,38 +9,36 @@
                      +-- or one large thing: a shard's slots, a directory, a very large block
 
 Invariant:   every byte below `bump` belongs to exactly one extent; free extents are listed in address order and merged.
-Invariant:   what a reader may still see is never handed out again. A writer unpublishes an offset, takes the epoch
-             (epoch_advance, a full fence) and frees the bytes only when no reader is pinned at that epoch or before.
-Ordering:    reader_pin is a compare-and-swap, a full fence, before the reader's first load from the arena; it pairs
-             with
-             the fence in epoch_advance. If the writer's scan misses the pin, the reader's loads come after the
-             writer's unpublishing stores, so it can't find the retired offset. A release store would not do: the pin
-             could
-             drift after the loads it protects. A pin may name an older epoch than the current one; that only keeps
-             more.
+Invariant:   what a reader may still see is never handed out again: see readers.pyx.
+Invariant:   of a file, every byte below `backed` has a page of its own before anyone writes it (posix_fallocate), so a
+             full file system is an allocation that fails and never a SIGBUS. The file is sparse beyond.
 Concurrency: extents are guarded by a spin lock held for a few dozen instructions; a heap by its shard's one writer.
 Errors:      allocation returns 0 when the limit is reached and changes nothing.
+Sharing:     an arena in a file is written by one process (readers.pyx has its lock) and mapped read-only by others.
+             Everything in it is an offset; no pointer ever.
 Ownership:   the Arena object owns the mapping; views and tables borrow it and hold a reference to the object.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.mman cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 
+import hashlib
 import os
 
 from ..errors import DataError, StorageError
 from .atomics cimport (
-    atomic_add_u64, atomic_fence, atomic_load_u64, atomic_store_u32, atomic_store_u64, atomic_swap_u32,
-    atomic_swap_u64, cpu_relax, ff_check, ff_poison, ff_seeded_bug, prefetch,
+    atomic_add_u64, atomic_load_u64, atomic_store_u32, atomic_store_u64, atomic_swap_u32, cpu_relax, ff_check,
+    ff_poison, prefetch,
 )
-from .layout cimport MAGIC, PAGE_SIZE, READER_SLOTS, ArenaHeader, FreeExtent, HeapHeader
+from .layout cimport MAGIC, PAGE_SIZE, ArenaHeader, FreeExtent, HeapHeader
 from .layout import LAYOUT_VERSION
+from .readers cimport ReaderSlots, reader_pin, reader_try_pin, reader_unpin, readers_oldest_pin
 
-cdef extern from "<sched.h>" nogil:
-    int sched_yield()
+cdef extern from "<fcntl.h>" nogil:
+    int posix_fallocate(int fd, int64_t at, int64_t size)
 
 cdef extern from "<sys/mman.h>" nogil:
     const int MAP_NORESERVE
@@ -53,55 +51,226 @@ cdef enum:
     SPAN_SIZE_MIN = 4096
     SPAN_SIZE_MAX = 65536         # the most a shard holds unused: 64 shards then waste 2 MiB of an arena on average
     CAPACITY_MIN = 1048576
-    POPULATE_WRITE = 23           # MADV_POPULATE_WRITE, which older headers lack
+    POPULATE_READ = 22            # MADV_POPULATE_..., which older headers lack
+    POPULATE_WRITE = 23
+    BACKED_AT_ONCE = 4194304      # bytes of a file given pages in one call
+    CATALOGUE_HEAD = 16           # size u64, digest u64
 
 
 cdef inline uint64_t pages(uint64_t size) noexcept nogil:
     return (size + PAGE_SIZE - 1) & ~(<uint64_t>PAGE_SIZE - 1)
 
 
-cdef class Arena:
-    """A private mapping of `capacity_bytes`: reserved at once, used page by page.
+def digest_of(bytes data not None):
+    """64 bits of it, as an int."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
-    `used` counts the bytes handed out, the header included. Raises DataError for a capacity below 1 MiB and
-    StorageError
-    where the mapping is refused. seed: 16 bytes of the hash's key, as `seed` of another arena gave them; else random.
+
+cdef uint64_t checked_capacity(capacity_bytes) except 0:
+    if isinstance(capacity_bytes, bool) or not isinstance(capacity_bytes, int):
+        raise DataError(f"capacity_bytes must be an int, not {type(capacity_bytes).__name__}")
+    if not CAPACITY_MIN <= capacity_bytes < 1 << 46:
+        raise DataError(f"capacity_bytes is {capacity_bytes}; the least is {CAPACITY_MIN} (1 MiB), the most 2**46")
+    return <uint64_t>capacity_bytes & ~(<uint64_t>PAGE_SIZE - 1)
+
+
+cdef uint64_t capacity_of(int fd) except 0:
+    """Of the arena in a file, whose header must be one of ours."""
+    cdef ArenaHeader header
+    text = os.pread(fd, sizeof(ArenaHeader), 0)
+    if len(text) < <int64_t>sizeof(ArenaHeader):
+        raise StorageError("the file is too short for an arena's header; its server has not begun yet")
+    memcpy(&header, <const char*>text, sizeof(ArenaHeader))
+    if header.magic != MAGIC:
+        raise StorageError("the file holds no arena; is it of another program, or of a machine of other byte order?")
+    if header.layout_version != LAYOUT_VERSION or header.endian != 1:
+        raise StorageError(
+            f"the arena's layout is version {header.layout_version}, this program reads {LAYOUT_VERSION}; run the same"
+            " version of fastfeat on both sides"
+        )
+    if header.capacity != <uint64_t>os.fstat(fd).st_size or not CAPACITY_MIN <= header.capacity < 1 << 46:
+        raise StorageError(f"the arena says that it has {header.capacity} B, its file has {os.fstat(fd).st_size} B")
+    return header.capacity
+
+
+cdef class Arena:
+    """A mapping of `capacity_bytes`: reserved at once, used page by page.
+
+    `used` counts the bytes handed out, the header included. seed: 16 bytes of the hash's key, as `seed` of another
+    arena gave them; else random.
+
+    Private, or a file's, as one of
+        writer   Arena(capacity, fd=..., readers_fd=..., generation=n)           makes a new arena in an empty file
+                 Arena(fd=..., readers_fd=..., is_resumed=True)                  takes up one that was let go of in
+        order reader   Arena(fd=..., readers_fd=..., is_reader=True)                   reads what another process writes
+    The descriptors are duplicated. Raises DataError for a capacity below 1 MiB and StorageError where the mapping is
+    refused, the file system is full, the file holds no arena of this version, or another process writes it.
     """
 
-    def __cinit__(self, capacity_bytes, bytes seed=None):
-        if isinstance(capacity_bytes, bool) or not isinstance(capacity_bytes, int):
-            raise DataError(f"capacity_bytes must be an int, not {type(capacity_bytes).__name__}")
-        if not CAPACITY_MIN <= capacity_bytes < 1 << 46:
-            raise DataError(f"capacity_bytes is {capacity_bytes}; the least is {CAPACITY_MIN} (1 MiB), the most 2**46")
-        cdef uint64_t capacity = capacity_bytes & ~(PAGE_SIZE - 1)
-        cdef void* base = mmap(
-            NULL, capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
-        )
+    def __cinit__(
+        self, capacity_bytes=None, bytes seed=None, *, int fd=-1, int readers_fd=-1, uint64_t generation=1,
+        bint is_reader=False, bint is_resumed=False,
+    ):
+        cdef void* base
+        cdef bint is_new = not is_reader and not is_resumed
+        self.view.fd = -1
+        self.is_reader = is_reader
+        self.is_shared = fd >= 0
+        self.replaced = []
+        self.capacity = checked_capacity(capacity_bytes) if is_new else capacity_of(fd)
+        if self.is_shared:
+            self.view.fd = os.dup(fd)
+            if is_new:
+                os.ftruncate(fd, self.capacity)
+                if posix_fallocate(fd, 0, PAGE_SIZE):
+                    raise StorageError("the file system of the arena is full; free some of it, or give another place")
+            base = mmap(NULL, self.capacity, PROT_READ if is_reader else PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+        else:
+            base = mmap(
+                NULL, self.capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
+            )
         if base == MAP_FAILED:
-            raise StorageError(f"the system refused to reserve {capacity} B for the arena; lower capacity_bytes")
+            raise StorageError(
+                f"the system refused to reserve {self.capacity} B for the arena; lower capacity_bytes"
+            )
         # Point reads touch a random line of a random page: with 4 KiB pages each is a TLB miss as well.
-        madvise(base, capacity, MADV_HUGEPAGE)
-        self.capacity = capacity
+        madvise(base, self.capacity, MADV_HUGEPAGE)
         self.view.base = <uint8_t*>base
+        self.view.limit = self.capacity
         self.view.header = <ArenaHeader*>base
+        if not is_new:
+            generation = self.view.header.generation
+        self.slots = ReaderSlots(os.dup(readers_fd) if self.is_shared else -1, not is_reader, generation)
+        self.view.readers = &self.slots.readers
+        if is_new:
+            self.make(os.urandom(16) if seed is None else seed, generation)
+        elif is_resumed:
+            self.take_up()
+
+    cdef make(self, bytes seed, uint64_t generation):
         cdef ArenaHeader* header = self.view.header
-        seed = os.urandom(16) if seed is None else seed
         if len(seed) != 16:
             raise DataError(f"an arena's seed has 16 bytes, not {len(seed)}")
         memcpy(header.seed, <const char*>seed, 16)
-        header.magic = MAGIC
         header.layout_version = LAYOUT_VERSION
         header.endian = 1
-        header.capacity = capacity
-        header.generation = 1
+        header.capacity = self.capacity
+        header.generation = generation
         header.epoch = 1
         header.bump = pages(sizeof(ArenaHeader))
         header.used = header.bump
-        header.reserve = pages(min(capacity // 64, 1 << 20))
+        header.reserve = pages(min(self.capacity // 64, 1 << 20))
+        header.backed = header.bump if self.is_shared else self.capacity
+        atomic_store_u64(&header.magic, MAGIC)
+
+    cdef take_up(self):
+        cdef ArenaHeader* header = self.view.header
+        if not header.is_clean:
+            raise StorageError("the arena was not let go of in order; build a new one")
+        atomic_store_u32(&header.is_clean, 0)
+        atomic_store_u32(&header.lock, 0)
 
     def __dealloc__(self):
         if self.view.base != NULL:
             munmap(self.view.base, self.capacity)
+        if self.view.fd >= 0:
+            os.close(self.view.fd)
+
+    # --- what processes tell each other
+
+    @property
+    def generation(self):
+        return self.view.header.generation
+
+    @property
+    def has_writer(self):
+        """True while the process that writes the arena lives. Asks the kernel: a few hundred nanoseconds."""
+        return self.slots.has_writer
+
+    @property
+    def superseded(self):
+        """The generation that took this one's place, 0: none."""
+        return atomic_load_u64(&self.view.header.superseded)
+
+    @property
+    def position(self):
+        """Writes before it are visible."""
+        return atomic_load_u64(&self.view.header.position)
+
+    @position.setter
+    def position(self, uint64_t position):
+        atomic_store_u64(&self.view.header.position, position)
+
+    @property
+    def catalogue_at(self):
+        """Changes with every catalogue; 0: there is none yet."""
+        return atomic_load_u64(&self.view.header.catalogue_at)
+
+    def is_current(self, uint64_t catalogue_at):
+        """True while nothing took this arena's place, nor that of the catalogue at this offset."""
+        return atomic_load_u64(&self.view.header.superseded) == 0 and (
+            atomic_load_u64(&self.view.header.catalogue_at) == catalogue_at
+        )
+
+    @property
+    def catalogue(self):
+        """The bytes that `publish` was given last; empty where there are none. Raises StorageError: damaged."""
+        cdef uint64_t at
+        cdef uint64_t size
+        cdef uint64_t digest
+        cdef int slot
+        cdef bint is_whole = False
+        while not is_whole:
+            text, digest = b"", 0
+            with nogil:
+                slot = arena_pin(&self.view)
+            at = atomic_load_u64(&self.view.header.catalogue_at)
+            if 0 < at <= self.view.limit - CATALOGUE_HEAD:
+                size = (<uint64_t*>(self.view.base + at))[0]
+                digest = (<uint64_t*>(self.view.base + at))[1]
+                size = min(size, self.view.limit - at - CATALOGUE_HEAD)
+                text = (<const char*>(self.view.base + at + CATALOGUE_HEAD))[:size]
+            is_whole = arena_unpin(&self.view, slot)
+        if at and digest_of(text) != digest:
+            raise StorageError("the arena's catalogue is damaged; restart the process that writes it")
+        return text
+
+    def publish(self, bytes catalogue not None):
+        """Put a catalogue in the place of the one before. Raises StorageError: there is no room."""
+        cdef uint64_t size = len(catalogue)
+        cdef uint64_t at = extent_alloc(&self.view, CATALOGUE_HEAD + size, True)
+        cdef uint64_t old = self.view.header.catalogue_at
+        cdef uint64_t oldest
+        if at == 0:
+            raise StorageError(f"the arena has no room for a catalogue of {size} B; raise capacity_bytes")
+        (<uint64_t*>(self.view.base + at))[0] = size
+        (<uint64_t*>(self.view.base + at))[1] = digest_of(catalogue)
+        memcpy(self.view.base + at + CATALOGUE_HEAD, <const char*>catalogue, size)
+        atomic_store_u64(&self.view.header.catalogue_at, at)
+        if old:
+            size = CATALOGUE_HEAD + (<uint64_t*>(self.view.base + old))[0]
+            self.replaced.append((epoch_advance(&self.view), old, size))
+        oldest = epoch_oldest_pin(&self.view)
+        while self.replaced and self.replaced[0][0] < oldest:
+            _, old, size = self.replaced.pop(0)
+            extent_free(&self.view, old, size)
+
+    def let_go(self):
+        """Nothing will be written any more: who opens it next may take it up as it is."""
+        atomic_store_u32(&self.view.header.is_clean, 1)
+
+    @property
+    def is_clean(self):
+        return bool(self.view.header.is_clean)
+
+    def sweep(self, *limits):
+        """See ReaderSlots.sweep."""
+        return self.slots.sweep(atomic_load_u64(&self.view.header.epoch), *limits)
+
+    @property
+    def pinned(self):
+        """See ReaderSlots.pinned."""
+        return self.slots.pinned
 
     @property
     def seed(self):
@@ -117,20 +286,43 @@ cdef class Arena:
         cdef uint64_t bump = atomic_load_u64(&self.view.header.bump)
         cdef uint64_t start = max(bump, self.populated)
         cdef uint64_t end = min(pages(bump + size), self.capacity)
-        cdef int failed
+        cdef int failed = 0
         if start >= end:
             return 0
         with nogil:
-            failed = madvise(self.view.base + start, end - start, POPULATE_WRITE)
+            if self.view.fd >= 0:
+                failed = posix_fallocate(self.view.fd, start, end - start)
+            if not failed:
+                failed = madvise(self.view.base + start, end - start, POPULATE_WRITE)
         if failed:
             return 0
         self.populated = end
         return end - start
 
+    def map_pages(self, uint64_t start, uint64_t size):
+        """Enter the pages of [start, start + size) into this process's page table, so that no read meets a fault.
+
+        Returns the bytes of the arena that are in use: the end of what is worth mapping.
+        """
+        cdef uint64_t end = atomic_load_u64(&self.view.header.bump)
+        if start < end:
+            with nogil:
+                madvise(self.view.base + start, min(size, end - start), POPULATE_READ)
+        return end
+
     @property
     def used(self):
         """Bytes handed out, of `capacity`."""
         return self.view.header.used
+
+
+def supersede(int fd, uint64_t generation):
+    """Tell the readers of the arena in this file, open for writing, that a newer one is there."""
+    cdef void* base = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    if base == MAP_FAILED:
+        raise StorageError("the system refused to map the old arena's header")
+    atomic_store_u64(&(<ArenaHeader*>base).superseded, generation)
+    munmap(base, PAGE_SIZE)
 
 
 # --- extents ---------------------------------------------------------------------------------------------------------
@@ -142,6 +334,21 @@ cdef void arena_lock(ArenaHeader* header) noexcept nogil:
 
 cdef inline void arena_unlock(ArenaHeader* header) noexcept nogil:
     atomic_store_u32(&header.lock, 0)
+
+
+cdef bint extent_back(ArenaView* arena, uint64_t end) noexcept nogil:
+    """Have the file's pages below `end`; the lock is held. False: the file system is full."""
+    cdef ArenaHeader* header = arena.header
+    cdef uint64_t wanted
+    if end <= header.backed:
+        return True
+    wanted = min(max(end, header.backed + BACKED_AT_ONCE), header.capacity)
+    if posix_fallocate(arena.fd, header.backed, wanted - header.backed):
+        wanted = end
+        if posix_fallocate(arena.fd, header.backed, wanted - header.backed):
+            return False
+    header.backed = wanted
+    return True
 
 
 cdef uint64_t extent_alloc(ArenaView* arena, uint64_t size, bint urgent) noexcept nogil:
@@ -167,9 +374,9 @@ cdef uint64_t extent_alloc(ArenaView* arena, uint64_t size, bint urgent) noexcep
                 result = at
             else:
                 link = &extent.next_at
-        if result == 0 and header.bump + size <= header.capacity:
+        if result == 0 and header.bump + size <= header.capacity and extent_back(arena, header.bump + size):
             result = header.bump
-            header.bump += size
+            atomic_store_u64(&header.bump, header.bump + size)
         if result != 0:
             header.used += size
     arena_unlock(header)
@@ -323,29 +530,16 @@ cdef void heap_free(ArenaView* arena, HeapHeader* heap, uint64_t at, uint64_t si
 
 # --- epochs ----------------------------------------------------------------------------------------------------------
 
-cdef int reader_try_pin(ArenaView* arena) noexcept nogil:
-    """Enter: nothing retired from now on is reused before reader_unpin. Returns the slot taken, -1: none is free."""
-    cdef ArenaHeader* header = arena.header
-    cdef int slot
-    for slot in range(READER_SLOTS):
-        if header.readers[slot].pinned == 0 and atomic_swap_u64(
-            &header.readers[slot].pinned, 0, atomic_load_u64(&header.epoch)
-        ):
-            return slot
-    return -1
+cdef int arena_try_pin(const ArenaView* arena) noexcept nogil:
+    return reader_try_pin(arena.readers, &arena.header.epoch)
 
 
-cdef int reader_pin(ArenaView* arena) noexcept nogil:
-    """Enter, after waiting for a free slot; not with the GIL, which a reader inside may need to leave."""
-    cdef int slot = reader_try_pin(arena)
-    while slot < 0:
-        sched_yield()                     # a processor for those inside, which may be many more than there are
-        slot = reader_try_pin(arena)
-    return slot
+cdef int arena_pin(const ArenaView* arena) noexcept nogil:
+    return reader_pin(arena.readers, &arena.header.epoch)
 
 
-cdef void reader_unpin(ArenaView* arena, int slot) noexcept nogil:
-    atomic_store_u64(&arena.header.readers[slot].pinned, 0)
+cdef bint arena_unpin(const ArenaView* arena, int slot) noexcept nogil:
+    return reader_unpin(arena.readers, slot)
 
 
 cdef uint64_t epoch_advance(ArenaView* arena) noexcept nogil:
@@ -354,15 +548,5 @@ cdef uint64_t epoch_advance(ArenaView* arena) noexcept nogil:
 
 
 cdef uint64_t epoch_oldest_pin(ArenaView* arena) noexcept nogil:
-    """What was retired at an epoch before the returned one can't be seen by anyone."""
-    cdef uint64_t oldest = ~<uint64_t>0
-    cdef uint64_t pinned
-    cdef int slot
-    if ff_seeded_bug("reclaim_ignores_pins"):
-        return oldest
-    atomic_fence()
-    for slot in range(READER_SLOTS):
-        pinned = atomic_load_u64(&arena.header.readers[slot].pinned)
-        if pinned != 0 and pinned < oldest:
-            oldest = pinned
-    return oldest
+    """See readers_oldest_pin."""
+    return readers_oldest_pin(arena.readers)

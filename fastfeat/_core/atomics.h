@@ -17,6 +17,7 @@ static inline int atomic_swap_u64(uint64_t *p, uint64_t expected, uint64_t desir
 static inline int atomic_swap_u32(uint32_t *p, uint32_t expected, uint32_t desired) {
     return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
+static inline uint64_t atomic_exchange_u64(uint64_t *p, uint64_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
 static inline void atomic_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline void cpu_relax(void) {
 #if defined(__x86_64__)

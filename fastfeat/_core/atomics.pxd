@@ -9,6 +9,7 @@ cdef extern from "atomics.h" nogil:
     uint64_t atomic_add_u64(uint64_t* p, uint64_t v) noexcept
     int atomic_swap_u64(uint64_t* p, uint64_t expected, uint64_t desired) noexcept
     int atomic_swap_u32(uint32_t* p, uint32_t expected, uint32_t desired) noexcept
+    uint64_t atomic_exchange_u64(uint64_t* p, uint64_t v) noexcept
     void atomic_fence() noexcept
     void cpu_relax() noexcept
     void prefetch(const void* p) noexcept

@@ -19,7 +19,7 @@ cimport numpy as cnp
 import numpy as np
 
 from ..errors import StorageError
-from .arena cimport reader_pin, reader_unpin
+from .arena cimport arena_pin, arena_unpin
 from .atomics cimport atomic_load_u32, atomic_load_u64
 from .builder cimport Vector, vector_add
 from .cells cimport PlanFeature, column_bytes, column_fixed, column_offsets, column_valid
@@ -281,14 +281,14 @@ def export_shards(Table table, uint32_t low, uint32_t high, uint64_t sequence_en
     cdef uint32_t shard
     cdef int pin
     with nogil:
-        pin = reader_pin(&table.view.arena)
+        pin = arena_pin(&table.view.arena)
     try:
         with nogil:
             for shard in range(low, high):
                 add_shard(e, &table.view, shard, sequence_end)
         return copied_out(e, table)
     finally:
-        reader_unpin(&table.view.arena, pin)
+        arena_unpin(&table.view.arena, pin)
 
 
 def export_keys(Table table, entity_rows, uint64_t sequence_end):
@@ -304,12 +304,12 @@ def export_keys(Table table, entity_rows, uint64_t sequence_end):
         columns[i] = i
     request.keys(0, columns, request.columns_count, &keys)
     with nogil:
-        pin = reader_pin(&table.view.arena)
+        pin = arena_pin(&table.view.arena)
     try:
         add_keys(e, &table.view, &keys, sequence_end)
         return copied_out(e, table)
     finally:
-        reader_unpin(&table.view.arena, pin)
+        arena_unpin(&table.view.arena, pin)
 
 
 def shards_of(Table table):

@@ -2,7 +2,8 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
     PAGE_SIZE = 4096
-    READER_SLOTS = 128
+    READER_SLOTS = 1024
+    WRITER_SLOTS = 128        # the first ones are the writing process's own
     SIZE_CLASSES = 153        # see arena.pyx, heap_class
     SHARDS_MAX = 64
     BLOCK_HEADER_SIZE = 16
@@ -22,24 +23,36 @@ cdef struct ReaderSlot:       # one cache line
     uint64_t pinned           # epoch of the reader inside, 0: free
     uint64_t reserved[7]
 
+cdef struct ReaderTable:
+    uint64_t magic
+    uint64_t generation       # of the arena that these slots guard
+    uint32_t high             # one past the greatest slot ever claimed
+    uint32_t pad
+    uint64_t line[5]
+    ReaderSlot slots[READER_SLOTS]
+
 cdef struct ArenaHeader:
     uint64_t magic
     uint32_t layout_version
     uint32_t endian           # 1, written natively
-    uint64_t schema_fingerprint
+    uint64_t reserved
     uint64_t capacity         # bytes of the mapping
     uint64_t seed[2]          # key of the hash
     uint64_t generation
-    uint32_t is_clean
-    uint32_t lock             # guards the four fields below
+    uint32_t is_clean         # 1: a writer let go of it in order and may take it up again
+    uint32_t lock             # guards the five fields below
     uint64_t bump             # first byte never handed out
     uint64_t free_at          # first free extent, in address order
     uint64_t used             # bytes handed out
     uint64_t reserve          # bytes that only deletes may use
-    uint64_t line[4]
+    uint64_t backed           # bytes that the system has given pages to; = capacity of a private arena
+    uint64_t line[3]
     uint64_t epoch            # alone in its cache line
     uint64_t line_epoch[7]
-    ReaderSlot readers[READER_SLOTS]
+    uint64_t superseded       # the generation that took this one's place, 0: none
+    uint64_t catalogue_at     # {size u64, digest u64, bytes}, 0: none
+    uint64_t position         # writes before it are visible
+    uint64_t line_readers[5]
 
 cdef struct FreeExtent:       # lies in the first bytes of a free extent
     uint64_t next_at

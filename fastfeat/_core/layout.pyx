@@ -1,9 +1,12 @@
 """Every struct of the arena, drawn byte by byte, and the check that the compiler agrees.
 
-    ArenaHeader                        at 0, 8,384 B
-      0  magic u64 | 8 layout u32, endian u32 | 16 schema fingerprint | 24 capacity | 32 seed 2 x u64 | 48 generation
-     56  is_clean u32, lock u32 | 64 bump | 72 free_at | 80 used | 88 reserve | 96 pad
-    128  epoch | 136 pad | 192 readers: 128 slots of 64 B
+    ArenaHeader   256 B   at 0, alone in its page
+      0  magic u64 | 8 layout u32, endian u32 | 16 reserved | 24 capacity | 32 seed 2 x u64 | 48 generation
+     56  is_clean u32, lock u32 | 64 bump | 72 free_at | 80 used | 88 reserve | 96 backed | 104 pad
+    128  epoch | 136 pad | 192 superseded | 200 catalogue_at | 208 position | 216 pad
+
+    ReaderTable           memory or a file of its own, as its writers may not write the arena
+      0  magic u64 | 8 generation | 16 high u32, pad u32 | 24 pad | 64 ReaderSlot[1024], 64 B each
 
     TableHeader                        one per view
       0  slots word per shard (64 x u64) | 512 shard_bits | 520 pad | 576 ShardHeader[64]
@@ -20,7 +23,7 @@ All offsets count from the arena's first byte. 0 is never a valid offset of anyt
 
 from .atomics cimport FF_IS_DEBUG
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 IS_DEBUG = bool(FF_IS_DEBUG)
 
 
@@ -28,6 +31,7 @@ def check_sizes():
     """Compare the structs with the drawing above; returns {name: bytes}. Raises AssertionError where they differ."""
     cdef dict sizes = {
         "ArenaHeader": sizeof(ArenaHeader),
+        "ReaderTable": sizeof(ReaderTable),
         "Slot": sizeof(Slot),
         "BlockHeader": sizeof(BlockHeader),
         "DirectoryEntry": sizeof(DirectoryEntry),
@@ -35,7 +39,8 @@ def check_sizes():
         "ReaderSlot": sizeof(ReaderSlot),
     }
     drawn = {
-        "ArenaHeader": 192 + 64 * READER_SLOTS,
+        "ArenaHeader": 256,
+        "ReaderTable": 64 + 64 * READER_SLOTS,
         "Slot": 16,
         "BlockHeader": BLOCK_HEADER_SIZE,
         "DirectoryEntry": 16,

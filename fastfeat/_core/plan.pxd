@@ -39,7 +39,8 @@ cdef class Plan:
     cdef Answer begin(self, object as_of, object known_at)
     cdef int keys_ready(self, Answer answer) except -1
     cdef int pin(self) noexcept
-    cdef void fill_pinned(self, Answer answer, void* matrix, double* line, int pin) noexcept nogil
+    cdef bint unpin(self, int pin) noexcept
+    cdef bint fill_pinned(self, Answer answer, void* matrix, double* line, int pin) noexcept nogil
     cdef int fill(self, Answer answer, void* matrix, bint single) except -1
     cdef int resolve(self, Answer answer) except -1
     cdef int check_history(self, Answer answer) except -1

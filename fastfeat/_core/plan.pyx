@@ -18,7 +18,7 @@ cimport numpy as cnp
 import numpy as np
 
 from ..errors import BeforeHistory, DataError, UnknownFeature
-from .arena cimport reader_pin, reader_try_pin, reader_unpin
+from .arena cimport arena_pin, arena_try_pin, arena_unpin
 from .cells cimport (
     PlanFeature, PlanRun, PlanView, PlanViewPart, Scratch, column_bytes, column_fixed, column_offsets, column_size,
     column_valid,    read_float32, read_float64, read_group, value_write,
@@ -269,36 +269,42 @@ cdef class Plan:
         """Read into a float64 matrix, or float32 where `single`."""
         cdef int64_t count = answer.request.count
         cdef double* line = NULL
+        cdef bint is_whole = False
         cdef int pin
         self.keys_ready(answer)
         if single:
             line = <double*>zeroed(self.view.matrix_columns, 8)
-        pin = self.pin()
-        if count < RELEASE_MIN:
-            self.fill_pinned(answer, matrix, line, pin)
-        else:
-            with nogil:
-                self.fill_pinned(answer, matrix, line, pin)
+        while not is_whole:
+            pin = self.pin()
+            if count < RELEASE_MIN:
+                is_whole = self.fill_pinned(answer, matrix, line, pin)
+            else:
+                with nogil:
+                    is_whole = self.fill_pinned(answer, matrix, line, pin)
         free(line)
         return self.check_history(answer)
 
     cdef int pin(self) noexcept:
         """Enter the arena. Why without the GIL where all slots are taken: whoever is inside may need it to leave."""
         cdef const TableView* table = self.view.views[0].table
-        cdef int pin = reader_try_pin(&table.arena)
+        cdef int pin = arena_try_pin(&table.arena)
         if pin < 0:
             with nogil:
-                pin = reader_pin(&table.arena)
+                pin = arena_pin(&table.arena)
         return pin
 
-    cdef void fill_pinned(self, Answer answer, void* matrix, double* line, int pin) noexcept nogil:
+    cdef bint fill_pinned(self, Answer answer, void* matrix, double* line, int pin) noexcept nogil:
+        """Read and leave. False: expelled meanwhile, see readers.pyx; read again."""
         cdef const PlanView* plan = &self.view
         cdef int64_t count = answer.request.count
         if line != NULL:
             read_float32(plan, &answer.scratch, count, answer.event_us, answer.known_us, <float*>matrix, line)
         else:
             read_float64(plan, &answer.scratch, count, answer.event_us, answer.known_us, <double*>matrix)
-        reader_unpin(&plan.views[0].table.arena, pin)
+        return arena_unpin(&plan.views[0].table.arena, pin)
+
+    cdef bint unpin(self, int pin) noexcept:
+        return arena_unpin(&self.view.views[0].table.arena, pin)
 
     cdef int resolve(self, Answer answer) except -1:
         """Find every row; the caller holds a pin and keeps it while it reads them."""
@@ -388,16 +394,21 @@ cdef class Plan:
         fixed. Raises DataError where the values take more than `size_max` bytes.
         """
         cdef Answer answer = self.begin(as_of, known_at)
+        cdef bint is_whole = False
         cdef int pin
         answer.request.set_rows(entity_rows)
-        pin = self.pin()
-        try:
-            self.resolve(answer)
-            if size_max is not None:
-                self.check_size(answer, size_max)
-            columns = [self.column(answer, f) for f in range(self.view.features_count)]
-        finally:
-            reader_unpin(&self.view.views[0].table.arena, pin)
+        while not is_whole:
+            pin = self.pin()
+            try:
+                self.resolve(answer)
+                if size_max is not None:
+                    self.check_size(answer, size_max)
+                columns = [self.column(answer, f) for f in range(self.view.features_count)]
+            except BaseException:
+                if self.unpin(pin):       # else it may come of bytes that were not meant for us
+                    raise
+            else:
+                is_whole = self.unpin(pin)
         shape = (self.view.views_count, answer.request.count)
         statuses = np.empty(shape, np.uint8)
         event_times = np.empty(shape, np.int64)
@@ -491,16 +502,24 @@ cdef class Plan:
         return moment(us, name)
 
     cdef int write_pinned(self, Answer answer, int64_t format, Writer* out, uint64_t size_max) except -1:
-        cdef int pin = self.pin()
-        try:
-            self.resolve(answer)
-            self.check_size(answer, size_max)
-            if format == COLUMNS:
-                self.write_columns(answer, out)
+        cdef size_t began_at = out.size
+        cdef bint is_whole = False
+        cdef int pin
+        while not is_whole:
+            out.size = began_at
+            pin = self.pin()
+            try:
+                self.resolve(answer)
+                self.check_size(answer, size_max)
+                if format == COLUMNS:
+                    self.write_columns(answer, out)
+                else:
+                    self.write_rows(answer, out)
+            except BaseException:
+                if self.unpin(pin):
+                    raise
             else:
-                self.write_rows(answer, out)
-        finally:
-            reader_unpin(&self.view.views[0].table.arena, pin)
+                is_whole = self.unpin(pin)
         return 0
 
     cdef int write_stamps(self, Answer answer, Writer* out) except -1:

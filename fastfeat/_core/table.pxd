@@ -22,10 +22,12 @@ cdef class Table:
     cdef Clock clock
     cdef object lock
     cdef uint64_t sequence
-    cdef uint64_t header_at
+    cdef readonly uint64_t header_at
+    cdef public bint is_kept      # the catalogue names it: it outlives this object
     cdef uint64_t header_size
     cdef int append(self, RowBatch batch, uint32_t threads) except -1
     cdef int make_shards(self) except -1
+    cdef int take_up(self, uint64_t header_at) except -1
     cdef uint64_t waiting(self)
     cdef bint has_spans(self)
     cdef give_back_shards(self, uint32_t shards)

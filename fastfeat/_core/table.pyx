@@ -22,8 +22,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from ..errors import ArenaFull, DataError
+from ..errors import ArenaFull, DataError, ReadOnly, StorageError
 from .arena cimport Arena, extent_alloc, extent_free
+from .arena import digest_of
 from .builder cimport ShardWriter, writer_free_memory
 from .columns cimport KeyView, RowBatch, RowLayout, batch_from_arrow, batch_imaged
 from .index cimport SLOTS_BITS_MIN, slots_alloc, slots_size
@@ -86,10 +87,14 @@ cdef class Table:
     """The rows of one view.
 
     fields: (name, dtype, nullable) in schema order. ttl_us None: for ever. keep_rows and keep_us None: keep all;
-    keep_rows 1 is keep="latest". Raises ArenaFull where the arena has no room for an empty table.
+    keep_rows 1 is keep="latest". header_at: of a table that is there, as another object's `header_at` gave it: the
+    arena's writer goes on with it, others only read it. Raises ArenaFull where the arena has no room for an empty
+    table.
     """
 
-    def __cinit__(self, Arena arena, Clock clock, str name, key_names, key_types, fields, ttl_us, keep_rows, keep_us):
+    def __cinit__(
+        self, Arena arena, Clock clock, str name, key_names, key_types, fields, ttl_us, keep_rows, keep_us, header_at=0
+    ):
         self.arena = arena
         self.clock = clock
         self.name = name
@@ -105,7 +110,10 @@ cdef class Table:
         self.view.keep_us = -1 if keep_us is None else min(keep_us, DURATION_MAX_US)
         self.set_ttl(ttl_us)
         self.view.shard_bits = shard_bits_for(arena.capacity)
-        self.make_shards()
+        if header_at:
+            self.take_up(header_at)
+        else:
+            self.make_shards()
 
     def __dealloc__(self):
         cdef uint32_t shard
@@ -113,7 +121,7 @@ cdef class Table:
             for shard in range(<uint32_t>1 << self.view.shard_bits):
                 writer_free_memory(&self.writers[shard])
         free(self.writers)
-        if self.header != NULL and not self.has_spans():
+        if self.header != NULL and not self.is_kept and not self.arena.is_reader and not self.has_spans():
             self.give_back_shards(<uint32_t>1 << self.view.shard_bits)
 
     cdef int make_shards(self) except -1:
@@ -137,6 +145,47 @@ cdef class Table:
                 self.give_back_shards(shard)
                 raise_for(ARENA_FULL, self.full_message())
         return 0
+
+    cdef int take_up(self, uint64_t header_at) except -1:
+        """Go on with a table that is in the arena."""
+        cdef uint32_t shards = <uint32_t>1 << self.view.shard_bits
+        self.header_size = sizeof(TableHeader) - (SHARDS_MAX - shards) * sizeof(ShardHeader)
+        if header_at > self.arena.capacity - self.header_size or header_at % 8:
+            raise StorageError(f"view {self.name!r}: its table is said to lie at {header_at}, outside of the arena")
+        self.header_at = header_at
+        self.is_kept = True
+        self.header = <TableHeader*>(self.arena.view.base + header_at)
+        if self.header.shard_bits != self.view.shard_bits:
+            raise StorageError(f"view {self.name!r}: its table at {header_at} is none; the arena is damaged")
+        self.view.slots = self.header.slots
+        self.view.shards = self.header.shards
+        if not self.arena.is_reader:
+            self.writers = <ShardWriter*>calloc(shards, sizeof(ShardWriter))
+            if self.writers == NULL:
+                raise MemoryError(f"view {self.name!r}: no memory for its writers")
+        return 0
+
+    @property
+    def fingerprint(self):
+        """What a row looks like in memory: two programs that differ in it can't read each other's tables."""
+        fields = [(self.layout.fields[i].offset, self.layout.fields[i].width, self.layout.fields[i].kind)
+                  for i in range(self.layout.fields_count)]
+        keys = list(zip(self.layout.key_names, self.layout.key_types))
+        shape = [keys, self.layout.names, fields, self.view.row_stride, self.view.heap_offset, self.view.rows_max]
+        return digest_of(repr(shape).encode())
+
+    def tidy(self):
+        """Free what readers have left, unless somebody writes at this moment, who will do it."""
+        if self.waiting() and self.lock.acquire(False):
+            try:
+                self.reclaim()
+            finally:
+                self.lock.release()
+
+    @property
+    def is_quiet(self):
+        """True where nothing that was replaced waits for readers to leave. For the writer."""
+        return self.waiting() == 0
 
     cdef bint has_spans(self):
         """True where some shard ever held a row."""
@@ -344,6 +393,7 @@ cdef class Table:
         cdef uint64_t before = self.waiting()
         deadline = time.monotonic() + RECLAIM_WAIT_S
         while self.waiting() and time.monotonic() < deadline:
+            self.arena.sweep(0.05, 0.5)
             self.reclaim()
             time.sleep(0)
         return self.waiting() < before
@@ -382,6 +432,8 @@ cdef class Change:
     cdef int make(self, Table table, const KeyView* keys) except -1:
         cdef Status status
         cdef str what = f"view {table.name!r}: no memory for a write of {keys.count} rows; write fewer at once"
+        if table.arena.is_reader:
+            raise ReadOnly(f"view {table.name!r}: another process writes this arena; send writes to it")
         self.table = table
         self.hashes = <uint64_t*>malloc(keys.count * 8)
         if self.hashes == NULL:

@@ -1,0 +1,197 @@
+"""AttachedStore: a store whose rows another process of this machine writes, read where they lie.
+
+    writer --rows--> arena in shared memory <--plans-- AttachedStore, any number of them
+
+    A read is the read of a Store: the same plans over the same arena, with no copy and no message. What changes under
+    it are two words of the arena's header: the catalogue (a view was applied) and the generation (a new writer has it
+    all in a new arena). Both are looked at before each read; then definitions, tables and plans are made anew.
+
+Promise:     the answers of the writer's own Store at that moment, except for rows that only its history has:
+             BeforeHistory. While the writer is gone, the last state that it published.
+Concurrency: any number of threads. A child of fork reads on, under slots of its own.
+Errors:      StorageError: no such arena, or not one of this version. Every write raises ReadOnly.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from .errors import ReadOnly, StorageError
+from .schema import definitions_from_list
+from .shared import Catalogue, attach
+from .store import Definitions, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ._core.arena import Arena
+    from .result import Result
+    from .schema import Definition
+    from .store import EntityRows, Features, Moment
+
+MAPPED_AT_ONCE: Final = 64 << 20  # bytes
+MAPPING_SECONDS: Final = 0.5  # between two looks at whether the arena has grown
+POLL_SECONDS: Final = 2e-4
+
+
+class AttachedStore(Store):
+    """The store of the server that shares its memory under `name`."""
+
+    _arena: Arena
+
+    def __init__(self, name: str, clock: Callable[[], int] | None = None) -> None:
+        super().__init__(1 << 20, clock)
+        self.name = name
+        self._following = threading.Lock()
+        self._has_moved = False
+        self._is_closed = threading.Event()
+        self._catalogue_at = 0
+        self._attach(attach(name))
+        thread = threading.Thread(target=map_pages, args=(weakref.ref(self), self._is_closed), daemon=True)
+        thread.start()
+
+    def _attach(self, arena: Arena) -> None:
+        """Read from this arena from now on, by what its catalogue says."""
+        # Why the offset first: a catalogue published in between is then met again, not missed.
+        catalogue_at, catalogue = arena.catalogue_at, Catalogue.of(arena)
+        before, self._definitions = self._definitions, Definitions({}, {}, {}, {})
+        was, self._arena = self._arena, arena
+        try:
+            now = self._merged(definitions_from_list(catalogue.definitions), catalogue.tables)
+        except BaseException:
+            self._definitions, self._arena = before, was
+            raise
+        self._put(now)
+        self._catalogue_at = catalogue_at
+
+    def _follow(self) -> None:
+        """Move to what is there now. Keeps what it has where the newest arena can't be read yet."""
+        with self._following:
+            arena = self._open_arena()
+            if arena.is_current(self._catalogue_at):
+                return
+            try:
+                self._attach(attach(self.name) if arena.superseded else arena)
+            except StorageError:
+                return
+            self._has_moved = True
+
+    def follow(self) -> bool:
+        """True where definitions or generation changed since the last call: plans made before work on, on what was."""
+        if not self._open_arena().is_current(self._catalogue_at):
+            self._follow()
+        moved, self._has_moved = self._has_moved, False
+        return moved
+
+    @property
+    def is_stale(self) -> bool:
+        """True while the writing process is gone: answers are of its last state. Asks the kernel."""
+        return not self._open_arena().has_writer
+
+    def wait_for(self, position: int, seconds: float) -> bool:
+        """Wait until what is visible here has come to this position; False: it has not within the time."""
+        deadline = time.monotonic() + seconds
+        while self.position < position:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+            self.follow()
+        return True
+
+    # --- reading
+
+    def get_online_features(
+        self,
+        features: Features,
+        entity_rows: EntityRows,
+        *,
+        as_of: Moment = None,
+        known_at: Moment = None,
+        receipt: bool = True,
+    ) -> Result:
+        """As Store.get_online_features; without a receipt."""
+        if not self._open_arena().is_current(self._catalogue_at):
+            self._follow()
+        return super().get_online_features(features, entity_rows, as_of=as_of, known_at=known_at, receipt=receipt)
+
+    def get_feature_vector(
+        self,
+        features: Features,
+        entity_row: Mapping[str, object],
+        *,
+        as_of: Moment = None,
+        known_at: Moment = None,
+        out: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]:
+        """As Store.get_feature_vector."""
+        if not self._open_arena().is_current(self._catalogue_at):
+            self._follow()
+        # The usual read is made here: every call between counts.
+        if as_of is None and known_at is None and type(features) is str:
+            plan = self._plans.get(features)
+            if plan is not None:
+                return plan.vector(entity_row, None, None, out)
+        return super().get_feature_vector(features, entity_row, as_of=as_of, known_at=known_at, out=out)
+
+    def get_feature_vectors(
+        self,
+        features: Features,
+        entity_rows: EntityRows,
+        *,
+        as_of: Moment = None,
+        known_at: Moment = None,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
+        """As Store.get_feature_vectors."""
+        if not self._open_arena().is_current(self._catalogue_at):
+            self._follow()
+        return super().get_feature_vectors(features, entity_rows, as_of=as_of, known_at=known_at, out=out)
+
+    def info(self) -> dict[str, Any]:
+        """As Store.info, and of what is shared: name, generation, position, is_stale."""
+        arena = self._open_arena()
+        if not arena.is_current(self._catalogue_at):
+            self._follow()
+            arena = self._open_arena()
+        shared = {
+            "name": self.name,
+            "generation": arena.generation,
+            "position": arena.position,
+            "is_stale": self.is_stale,
+        }
+        return {**super().info(), "shared": shared}
+
+    # --- what is not done here
+
+    def apply(self, definitions: Definition | Iterable[Definition]) -> None:
+        """Raises ReadOnly: definitions are applied where the rows are written."""
+        raise ReadOnly(f"the shared arena {self.name!r} is another process's; apply definitions there")
+
+    def close(self) -> None:
+        """Let go of the arena once the last read ends."""
+        self._is_closed.set()
+        super().close()
+
+
+def map_pages(reference: weakref.ref[AttachedStore], is_closed: threading.Event) -> None:
+    """Map what the writer has filled, bit by bit: a first read of a page costs more than all the rest of it."""
+    mapped, generation = 0, 0
+    while True:
+        store = reference()
+        arena = None if store is None else store._arena
+        if arena is None:
+            return
+        if arena.generation != generation:
+            mapped, generation = 0, arena.generation
+        end = arena.map_pages(mapped, MAPPED_AT_ONCE)
+        mapped = min(mapped + MAPPED_AT_ONCE, end)
+        is_done = mapped == end
+        del store, arena
+        if is_closed.wait(MAPPING_SECONDS if is_done else 0):
+            return

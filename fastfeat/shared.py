@@ -1,0 +1,287 @@
+"""Shared memory: where an arena that other processes read lies, and how they find it.
+
+    /dev/shm/fastfeat.NAME/     a NAME with a "/" in it is the directory itself
+        arena.<generation>      the arena, 0640: one process writes it, others map it read-only
+        readers.<generation>    the reader table, 0660: readers write their pins
+        current                 the newest generation
+        writer.sock             where the writing process listens
+
+Promise:     a reader finds a whole arena or none: `current` is replaced once the new arena has its catalogue. Whoever
+             has an older one mapped goes on reading its last state and learns from its header that there is a newer.
+Ownership:   the writer holds a lock of the reader table's file, which the kernel drops when it dies; a second writer
+             is refused. Files of older generations are removed by the next writer.
+Permission:  the directory is 0750 and the files belong to `group`, where one is named: its members may read, and by
+             writing the reader table they could make the writer keep memory or take it from other readers too early. So
+             the group is one of programs that trust one another.
+Errors:      StorageError: no such arena, one of another version, a place where it can't be made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import grp
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ._core.arena import Arena, supersede
+from .errors import DataError, StorageError
+
+if TYPE_CHECKING:
+    from ._core.table import Table
+
+ROOT: Final = "/dev/shm"
+ATTEMPTS: Final = 20  # to find files that a new writer is replacing at this moment
+NAME_MAX: Final = 64
+PAGE: Final = 4096
+TIDY_SECONDS: Final = 0.2  # between two looks at who is inside
+
+
+def shared_directory(name: str) -> str:
+    """Where the arena of this name lies. Raises DataError."""
+    if "/" in name:
+        return os.path.abspath(name)
+    if not name or len(name) > NAME_MAX or not all(each.isalnum() or each in "._-" for each in name):
+        raise DataError(
+            f"{name!r} names no shared arena: give letters, digits, '.', '_' and '-', at most {NAME_MAX} of them, or a"
+            " path with a '/'"
+        )
+    return os.path.join(ROOT, f"fastfeat.{name}")
+
+
+def writer_socket(name: str) -> str:
+    """The path at which the writing process listens for those that read its arena."""
+    return os.path.join(shared_directory(name), "writer.sock")
+
+
+def remove(name: str) -> None:
+    """Forget the arena of this name: what nobody has mapped is given back to the system."""
+    shutil.rmtree(shared_directory(name), ignore_errors=True)
+
+
+class Sharing:
+    """The files of the arena that this process writes, and the thread that frees what readers have left.
+
+    group: whose members may read, by name; None: only processes of this user. Raises StorageError: another process has
+    the name; DataError.
+    """
+
+    def __init__(self, name: str, group: str | None = None) -> None:
+        self.name = name
+        self.directory = shared_directory(name)
+        self.generation = 0
+        self._gid = -1 if group is None else group_id(group)
+        self._is_over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lock_fd = -1
+        self._claim()
+
+    def create(self, capacity_bytes: int, seed: bytes | None = None) -> Arena:
+        """A new arena, not yet found by readers. Raises StorageError, DataError."""
+        self.generation = max(self._generations() | {current_generation(self.directory)}, default=0) + 1
+        with ExitStack() as closing:
+            files = [self._new_file("arena", 0o640), self._new_file("readers", 0o660)]
+            for fd in files:
+                closing.callback(os.close, fd)
+            return Arena(capacity_bytes, seed, fd=files[0], readers_fd=files[1], generation=self.generation)
+
+    def resume(self, state: dict[str, Any], capacity_bytes: int) -> tuple[Arena, Catalogue] | None:
+        """The arena that a process let go of in this state, and what is in it; None where there is no such."""
+        generation = current_generation(self.directory)
+        try:
+            there = open_arena(self.directory, generation)
+            catalogue = Catalogue.of(there)
+            if not there.is_clean or catalogue.state != state or there.capacity != capacity_bytes & -PAGE:
+                return None
+            arena = open_arena(self.directory, generation, is_resumed=True)
+        except (OSError, StorageError):
+            return None
+        self.generation = generation
+        return arena, catalogue
+
+    def publish(
+        self,
+        arena: Arena,
+        definitions: list[dict[str, Any]],
+        tables: Mapping[str, Table],
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        """Put what there is now into the arena. Raises StorageError: no room."""
+        places = {name: (table.header_at, table.fingerprint) for name, table in tables.items()}
+        arena.publish(Catalogue(definitions, places, state or {}).pack())
+        for table in tables.values():
+            table.is_kept = True
+
+    def watch(self, tidy: Callable[[], bool]) -> None:
+        """Call `tidy` now and then until it says False, or until `rest`."""
+        self._thread = threading.Thread(target=self._run, args=(tidy,), name="fastfeat-readers", daemon=True)
+        self._thread.start()
+
+    def _run(self, tidy: Callable[[], bool]) -> None:
+        while not self._is_over.wait(TIDY_SECONDS) and tidy():
+            pass
+
+    def rest(self) -> None:
+        """Stop the thread."""
+        self._is_over.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def info(self, arena: Arena) -> dict[str, Any]:
+        """The arena as its writer sees it."""
+        return {"name": self.name, "generation": self.generation, "position": arena.position, "is_stale": False}
+
+    def install(self) -> None:
+        """Let readers find the newest arena; those of older ones are told, and the files go."""
+        path = os.path.join(self.directory, "current")
+        with open(f"{path}.tmp", "w") as file:
+            os.fchmod(file.fileno(), 0o640)
+            os.fchown(file.fileno(), -1, self._gid)
+            file.write(f"{self.generation}\n")
+        os.rename(f"{path}.tmp", path)
+        for generation in self._generations():
+            if generation != self.generation:
+                self._retire(generation)
+
+    def close(self, *, is_kept: bool) -> None:
+        """Another process may write now. is_kept: the newest arena stays for it, and for those who read it."""
+        self.rest()
+        if self._lock_fd < 0:
+            return
+        if not is_kept:
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.directory, "current"))
+            for generation in self._generations():
+                self._unlink(generation)
+        os.close(self._lock_fd)
+        self._lock_fd = -1
+
+    def _claim(self) -> None:
+        """Be the one writer of this name."""
+        try:
+            os.makedirs(self.directory, mode=0o750, exist_ok=True)
+            os.chown(self.directory, -1, self._gid)
+            fd = os.open(os.path.join(self.directory, "LOCK"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"{self.directory} can't hold a shared arena: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise StorageError(
+                f"another process writes the shared arena {self.name!r} ({self.directory}); stop it or choose a name"
+            ) from None
+        self._lock_fd = fd
+
+    def _retire(self, generation: int) -> None:
+        """Tell who reads an older arena, then give its files back: what is mapped stays until it is let go of."""
+        with suppress(OSError, StorageError):
+            fd = os.open(self._path("arena", generation), os.O_RDWR | os.O_CLOEXEC)
+            try:
+                supersede(fd, self.generation)
+            finally:
+                os.close(fd)
+        self._unlink(generation)
+
+    def _unlink(self, generation: int) -> None:
+        for kind in ("arena", "readers"):
+            with suppress(FileNotFoundError):
+                os.unlink(self._path(kind, generation))
+
+    def _new_file(self, kind: str, mode: int) -> int:
+        path = self._path(kind, self.generation)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            os.fchmod(fd, mode)  # whatever the umask is
+            os.fchown(fd, -1, self._gid)
+        except OSError as error:
+            raise StorageError(f"{path} can't be made: {error.strerror}") from None
+        return fd
+
+    def _path(self, kind: str, generation: int) -> str:
+        return os.path.join(self.directory, f"{kind}.{generation}")
+
+    def _generations(self) -> set[int]:
+        found = set()
+        for name in os.listdir(self.directory):
+            kind, _, number = name.partition(".")
+            if kind in ("arena", "readers") and number.isdigit():
+                found.add(int(number))
+        return found
+
+
+def attach(name: str) -> Arena:
+    """The newest arena of this name, to be read. Raises StorageError."""
+    directory = shared_directory(name)
+    for _ in range(ATTEMPTS):
+        generation = current_generation(directory)
+        if not generation:
+            break
+        with suppress(FileNotFoundError):  # a writer has just put a newer one in its place
+            return open_arena(directory, generation)
+    raise StorageError(
+        f"there is no shared arena {name!r} ({directory}); start `fastfeat serve --workers` with that name"
+    )
+
+
+def open_arena(directory: str, generation: int, *, is_resumed: bool = False) -> Arena:
+    """An arena to be read, or to be gone on with by a new writer. Raises FileNotFoundError, StorageError."""
+    flags = os.O_CLOEXEC | (os.O_RDWR if is_resumed else os.O_RDONLY)
+    try:
+        with ExitStack() as closing:
+            arena_fd = os.open(os.path.join(directory, f"arena.{generation}"), flags)
+            closing.callback(os.close, arena_fd)
+            readers_fd = os.open(os.path.join(directory, f"readers.{generation}"), os.O_RDWR | os.O_CLOEXEC)
+            closing.callback(os.close, readers_fd)
+            return Arena(fd=arena_fd, readers_fd=readers_fd, is_resumed=is_resumed, is_reader=not is_resumed)
+    except PermissionError as error:
+        raise StorageError(
+            f"{error.filename} may not be read by this user; serve with --group and a group that it is in"
+        ) from None
+
+
+def current_generation(directory: str) -> int:
+    """Of the arena that readers are to find; 0: there is none."""
+    try:
+        with open(os.path.join(directory, "current")) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 0
+
+
+def group_id(group: str) -> int:
+    """Raises DataError."""
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise DataError(f"there is no group {group!r} on this machine; name one that `getent group` knows") from None
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What readers, and a writer that takes an arena up again, need to know beside its rows.
+
+    definitions: as definitions_to_list gives them. tables: of each view, where its table lies and its fingerprint.
+    state:       the writer's own, of the moment when it let go.
+    """
+
+    definitions: list[dict[str, Any]]
+    tables: dict[str, tuple[int, int]]
+    state: dict[str, Any]
+
+    def pack(self) -> bytes:
+        return json.dumps([self.definitions, self.tables, self.state]).encode()
+
+    @classmethod
+    def of(cls, arena: Arena) -> Catalogue:
+        """The arena's. Raises StorageError."""
+        text = arena.catalogue
+        if not text:
+            raise StorageError("the arena has no catalogue yet; its server is starting")
+        definitions, tables, state = json.loads(text)
+        return cls(definitions, {name: (at, fingerprint) for name, (at, fingerprint) in tables.items()}, state)
