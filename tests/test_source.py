@@ -47,7 +47,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attached": TYPES | {"schema", "_core", "result", "shared", "store"},
     "inspection": TYPES | {"schema", "files", "places", "log", "snapshot", "history", "durable"},
     "protocol": {"errors", "dtypes", "status", "_core"},
-    "client": TYPES | {"schema", "protocol", "times", "result", "receipts", "report", "sources", "_core"},
+    "client": TYPES
+    | {"schema", "protocol", "times", "result", "receipts", "report", "sources", "_core"}
+    | {"attached", "shared"},
 }
 # cli may import anything of ours; nobody may import it. The server sees what a user sees.
 SERVER_MAY_IMPORT = {

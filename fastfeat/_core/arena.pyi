@@ -11,6 +11,7 @@ class Arena:
     catalogue_at: int
     catalogue: bytes
     is_clean: bool
+    own_slots: list[int]
     pinned: dict[int, int | None]
     def __init__(
         self,

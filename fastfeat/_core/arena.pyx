@@ -268,6 +268,11 @@ cdef class Arena:
         return self.slots.sweep(atomic_load_u64(&self.view.header.epoch), *limits)
 
     @property
+    def own_slots(self):
+        """The reader slots that are this process's."""
+        return self.slots.own
+
+    @property
     def pinned(self):
         """See ReaderSlots.pinned."""
         return self.slots.pinned
@@ -290,10 +295,7 @@ cdef class Arena:
         if start >= end:
             return 0
         with nogil:
-            if self.view.fd >= 0:
-                failed = posix_fallocate(self.view.fd, start, end - start)
-            if not failed:
-                failed = madvise(self.view.base + start, end - start, POPULATE_WRITE)
+            failed = not pages_give(&self.view, start, end - start)
         if failed:
             return 0
         self.populated = end
@@ -343,12 +345,22 @@ cdef bint extent_back(ArenaView* arena, uint64_t end) noexcept nogil:
     if end <= header.backed:
         return True
     wanted = min(max(end, header.backed + BACKED_AT_ONCE), header.capacity)
-    if posix_fallocate(arena.fd, header.backed, wanted - header.backed):
+    if not pages_give(arena, header.backed, wanted - header.backed):
         wanted = end
-        if posix_fallocate(arena.fd, header.backed, wanted - header.backed):
+        if not pages_give(arena, header.backed, wanted - header.backed):
             return False
     header.backed = wanted
     return True
+
+
+cdef bint pages_give(const ArenaView* arena, uint64_t start, uint64_t size) noexcept nogil:
+    """Have the system give pages to these bytes. False: it has none.
+
+    Why not by posix_fallocate alone: it takes small pages where the mapping asked for huge ones.
+    """
+    return madvise(arena.base + start, size, POPULATE_WRITE) == 0 or (
+        arena.fd >= 0 and posix_fallocate(arena.fd, start, size) == 0
+    )
 
 
 cdef uint64_t extent_alloc(ArenaView* arena, uint64_t size, bint urgent) noexcept nogil:

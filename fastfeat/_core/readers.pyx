@@ -141,6 +141,11 @@ cdef class ReaderSlots:
         return self.readers.is_writer or ff_lock_is_held(self.readers.fd, WRITER_LOCK)
 
     @property
+    def own(self):
+        """The slots that are this process's."""
+        return [self.readers.own[i] for i in range(atomic_load_u32(&self.readers.own_count))]
+
+    @property
     def pinned(self):
         """{slot: epoch} of the readers that are inside at this moment; the epoch is None for one that was expelled."""
         cdef uint32_t slot

@@ -58,4 +58,4 @@ class Address:
 
 
 def bad_url(url: object) -> ConnectFailed:
-    return ConnectFailed(f"{url!r} is not fastfeat://host:port or fastfeat+unix:///path")
+    return ConnectFailed(f"{url!r} is not fastfeat://host:port, fastfeat+unix:///path or fastfeat+shm://NAME")

@@ -187,6 +187,10 @@ class AsyncClient:
         self._is_closed = False
         self._wanted = WantedFeatures()
 
+    async def _begin(self) -> None:
+        """Fail at once where there is no server."""
+        await self._link()
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -438,7 +442,12 @@ async def connect_async(
     connections: int = 1,
     frame_size_max: int = FRAME_SIZE_MAX,
 ) -> AsyncClient:
-    """An AsyncClient of the server at `fastfeat://host:port` or `fastfeat+unix:///path`. Raises ConnectFailed."""
-    client = AsyncClient(url, timeout=timeout, retries=retries, connections=connections, frame_size_max=frame_size_max)
-    await client._link()
+    """An AsyncClient of the server at a URL as `connect` takes. Raises as it does."""
+    kind = AsyncClient
+    if str(url).startswith("fastfeat+shm:"):
+        from .shared import AsyncSharedClient
+
+        kind = AsyncSharedClient
+    client = kind(url, timeout=timeout, retries=retries, connections=connections, frame_size_max=frame_size_max)
+    await client._begin()
     return client

@@ -313,6 +313,10 @@ class Client:
         self._is_closed = False
         self._wanted = WantedFeatures()
         CLIENTS.add(self)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Fail at once where there is no server."""
         self._release(self._connect())
 
     def __enter__(self) -> Self:
@@ -511,8 +515,16 @@ def connect(
     frame_size_max: int = FRAME_SIZE_MAX,
     spin_us: float = SPIN_US,
 ) -> Client:
-    """A Client of the server at `fastfeat://host:port` or `fastfeat+unix:///path`. Raises ConnectFailed."""
-    return Client(
+    """A Client of the server at `fastfeat://host:port`, `fastfeat+unix:///path` or, on its machine, `fastfeat+shm://NAME`.
+
+    Raises ConnectFailed, and StorageError where no server shares its memory under that name.
+    """
+    kind = Client
+    if str(url).startswith("fastfeat+shm:"):
+        from .shared import SharedClient
+
+        kind = SharedClient
+    return kind(
         url, timeout=timeout, retries=retries, pool_size=pool_size, frame_size_max=frame_size_max, spin_us=spin_us
     )
 

@@ -1,0 +1,521 @@
+"""One arena, many processes: what readers see, what happens to them, and what a writer may do meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastfeat import (
+    ArenaFull,
+    BeforeHistory,
+    DataError,
+    Entity,
+    FeatureService,
+    FeatureView,
+    Field,
+    ReadOnly,
+    StorageError,
+    Store,
+    UnknownView,
+    connect,
+)
+from fastfeat.attached import AttachedStore
+from fastfeat.errors import ConnectFailed
+from fastfeat.shared import shared_directory
+
+USER = Entity("user", {"user_id": "int64"})
+FIELDS = [
+    Field("number", "float64"),
+    Field("text", "string"),
+    Field("vector", "vector<float32, 4>"),
+    Field("tags", "list<int64>"),
+]
+LATEST = FeatureView("latest", USER, FIELDS, keep="latest")
+WHOLE = FeatureView("whole", USER, FIELDS)
+SERVICE = FeatureService("all", [LATEST, WHOLE])
+NUMBERS = ["latest:number", "latest:vector", "whole:number"]
+START_US = 1_700_000_000_000_000
+CAPACITY = 64 << 20
+
+
+def row(user: int, version: int, **more: Any) -> dict[str, Any]:
+    return {
+        "user_id": user,
+        "event_timestamp": START_US + version,
+        "number": user + version / 1000,
+        "text": f"{user}:{version}" * (version % 4),
+        "vector": [float(version)] * 4,
+        "tags": list(range(version % 5)),
+        **more,
+    }
+
+
+def fill(store: Store, users: int, versions: int = 3) -> None:
+    for version in range(versions):
+        for view in ("latest", "whole"):
+            store.push(view, [row(user, version) for user in range(users)])
+
+
+@pytest.fixture
+def name(tmp_path: Path) -> Iterator[str]:
+    """The directory of an arena, in shared memory."""
+    path = Path("/dev/shm") / f"fastfeat-test-{os.getpid()}-{tmp_path.name}"
+    yield str(path)
+    for file in path.glob("*"):
+        file.unlink()
+    if path.exists():
+        path.rmdir()
+
+
+@pytest.fixture
+def store(name: str) -> Iterator[Store]:
+    with Store(CAPACITY, shared=name) as store:
+        store.apply([USER, LATEST, WHOLE, SERVICE])
+        yield store
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to be so"
+        time.sleep(0.01)
+
+
+@contextmanager
+def reader(name: str, code: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has attached as `store` and runs `code`; it is killed at the end."""
+    opening = f"import sys, time\nfrom fastfeat.attached import AttachedStore\nstore = AttachedStore({name!r})\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", opening + code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+INSIDE = """
+# Stay inside a read: the entity rows are asked for under no pin, so a thread reads without end, and a signal stops it.
+keys = {"user_id": list(range(200))}
+print("reading", flush=True)
+while True:
+    store.get_online_features("all", keys)
+"""
+
+
+# --- what readers see
+
+
+def test_a_reader_answers_as_the_store_does(name: str, store: Store) -> None:
+    fill(store, 100)
+    keys = {"user_id": list(range(-5, 105))}
+    with AttachedStore(name) as other:
+        for as_of in (None, START_US, START_US + 1, START_US - 1):
+            wanted = "all" if as_of is None else [f"whole:{field.name}" for field in FIELDS]
+            numbers = NUMBERS if as_of is None else ["whole:vector", "whole:number"]
+            expected = store.get_online_features(wanted, keys, as_of=as_of)
+            found = other.get_online_features(wanted, keys, as_of=as_of)
+            assert found.to_dict() == expected.to_dict()
+            matrix = other.get_feature_vectors(numbers, keys, as_of=as_of)
+            assert matrix.tobytes() == store.get_feature_vectors(numbers, keys, as_of=as_of).tobytes()
+            vector = other.get_feature_vector(numbers, {"user_id": 7}, as_of=as_of)
+            assert vector.tobytes() == store.get_feature_vector(numbers, {"user_id": 7}, as_of=as_of).tobytes()
+
+
+def test_a_push_is_seen_at_once_and_a_delete_too(name: str, store: Store) -> None:
+    with AttachedStore(name) as other:
+        for version in range(50):
+            store.push("latest", row(1, version))
+            assert other.get_feature_vector(["latest:number"], {"user_id": 1})[0] == 1 + version / 1000
+        store.delete("latest", [{"user_id": 1}])
+        assert np.isnan(other.get_feature_vector(["latest:number"], {"user_id": 1})[0])
+        assert other.position == store.position
+
+
+def test_a_view_that_is_applied_later_is_followed(name: str, store: Store) -> None:
+    with AttachedStore(name) as other:
+        with pytest.raises(UnknownView):
+            other.get_feature_vector(["later:number"], {"user_id": 1})
+        assert not other.follow()
+        store.apply(FeatureView("later", USER, FIELDS))
+        store.push("later", row(1, 5))
+        assert other.get_feature_vector(["later:number"], {"user_id": 1})[0] == 1.005
+        assert other.follow()
+        assert not other.follow()
+
+
+def test_writes_and_definitions_are_the_writers(name: str, store: Store) -> None:
+    with AttachedStore(name) as other:
+        for write in (
+            lambda: other.push("latest", row(1, 1)),
+            lambda: other.delete("latest", [{"user_id": 1}]),
+            lambda: other.apply(FeatureView("mine", USER, FIELDS)),
+        ):
+            with pytest.raises(ReadOnly, match="another process"):
+                write()
+        assert (
+            other.get_online_features("all", {"user_id": [1]}).statuses
+            == store.get_online_features("all", {"user_id": [1]}).statuses
+        )
+
+
+def test_rows_that_memory_dropped_are_said_to_be(name: str) -> None:
+    short = FeatureView("short", USER, FIELDS, keep=timedelta(seconds=1))
+    with Store(CAPACITY, shared=name) as store:
+        store.apply(short)
+        store.push("short", [row(1, 0), row(1, 10_000_000)])
+        with AttachedStore(name) as other, pytest.raises(BeforeHistory):
+            other.get_feature_vector(["short:number"], {"user_id": 1}, as_of=START_US + 5)
+
+
+def test_many_threads_share_an_attachment(name: str, store: Store) -> None:
+    fill(store, 200)
+    keys = {"user_id": np.arange(200)}
+    expected = store.get_feature_vectors(NUMBERS, keys)
+    faults: list[str] = []
+    with AttachedStore(name) as other:
+
+        def read() -> None:
+            answers = (other.get_feature_vectors(NUMBERS, keys) for _ in range(200))
+            faults.extend("an answer differs" for answer in answers if not np.array_equal(answer, expected))
+
+        threads = [threading.Thread(target=read) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not faults
+
+
+# --- readers that die, fork, or stop
+
+
+def test_a_child_reads_under_slots_of_its_own(name: str, store: Store) -> None:
+    fill(store, 10)
+    with AttachedStore(name) as other:
+        expected = other.get_feature_vector(NUMBERS, {"user_id": 3}).tolist()
+        came, went = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                answer = other.get_feature_vector(NUMBERS, {"user_id": 3}).tolist()
+                os.write(went, json.dumps([answer, other.is_stale, own_slots(other)]).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        os.close(went)
+        answer, is_stale, slots = json.loads(os.read(came, 4096))
+        os.close(came)
+        assert answer == expected
+        assert not is_stale
+        assert slots
+        assert not set(slots) & set(own_slots(other))
+
+
+def own_slots(store: AttachedStore) -> list[int]:
+    return list(store._arena.own_slots)
+
+
+def test_a_killed_reader_frees_its_slot_and_its_pin_within_a_second(name: str, store: Store) -> None:
+    fill(store, 200)
+    arena = store._open_arena()
+    for _ in range(3):
+        with reader(name, INSIDE) as process:
+            assert line(process) == "reading"
+            until(lambda: bool(arena.pinned))
+            process.send_signal(signal.SIGSTOP)  # so that it is killed inside, more often than not
+            until(lambda: state_of(process.pid) == "T")
+            process.kill()
+            process.wait()
+        for version in range(20):
+            store.push("latest", [row(user, version) for user in range(200)])
+        until(lambda: not arena.pinned, seconds=1.0)
+    with AttachedStore(name) as other:
+        other.get_feature_vector(NUMBERS, {"user_id": 1})
+        assert own_slots(other)[0] == 128  # the first of all, again
+
+
+def state_of(process: int) -> str:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_stopped_reader_holds_no_memory_for_ever_and_reads_again(name: str, store: Store) -> None:
+    """It is stopped inside a read; the writer replaces all rows over and over, in no more memory than before."""
+    fill(store, 200)
+    arena = store._open_arena()
+    code = """
+keys = {"user_id": list(range(200))}
+print("reading", flush=True)
+while True:
+    result = store.get_online_features(["latest:number", "latest:text", "latest:tags"], keys).to_dict()
+    for user, number, text in zip(keys["user_id"], result["latest:number"], result["latest:text"]):
+        version = round((number - user) * 1000)
+        assert text == f"{user}:{version}" * (version % 4), (user, number, text)
+    if not sys.stdin.closed and __import__("select").select([sys.stdin], [], [], 0)[0]:
+        print("whole", flush=True)
+        break
+"""
+    with reader(name, code) as process:
+        assert line(process) == "reading"
+        for _ in range(50):  # until it is caught inside
+            process.send_signal(signal.SIGSTOP)
+            until(lambda: state_of(process.pid) == "T")
+            if arena.pinned:
+                break
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.003)
+        assert arena.pinned, "it was never caught inside a read"
+        slot = next(iter(arena.pinned))
+        version, deadline = 10, time.monotonic() + 20
+        while arena.pinned[slot] is not None:
+            assert time.monotonic() < deadline, "it was not expelled"
+            store.push("latest", [row(user, version) for user in range(200)])
+            version += 1
+        before = arena.used
+        for _ in range(300):
+            store.push("latest", [row(user, version) for user in range(200)])
+            version += 1
+        assert arena.used <= before + (1 << 20)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdin is not None
+        time.sleep(0.2)
+        process.stdin.write("end\n")
+        process.stdin.flush()
+        assert line(process) == "whole"
+        assert process.wait(10) == 0
+
+
+# --- writers that end, and others that come
+
+
+def directory_store(path: Path, name: str, **options: Any) -> Store:
+    return Store.open(path / "store", capacity_bytes=CAPACITY, shared=name, **options)
+
+
+def test_a_clean_stop_is_taken_up_as_it_is(tmp_path: Path, name: str) -> None:
+    with directory_store(tmp_path, name) as store:
+        store.apply([USER, LATEST, WHOLE, SERVICE])
+        fill(store, 100)
+        store.delete("latest", [{"user_id": 3}])
+        keys = {"user_id": list(range(101))}
+        expected = store.get_online_features("all", keys).to_dict()
+    with AttachedStore(name) as other:
+        assert other.is_stale
+        assert other.get_online_features("all", keys).to_dict() == expected
+        with directory_store(tmp_path, name) as store:
+            assert store.info()["shared"]["generation"] == other.info()["shared"]["generation"]
+            assert not other.is_stale
+            assert store.get_online_features("all", keys).to_dict() == expected
+            fill(store, 100, versions=8)
+            after = store.get_online_features("all", keys).to_dict()
+            assert after != expected
+            assert other.get_online_features("all", keys).to_dict() == after
+    with Store.open(tmp_path / "store", capacity_bytes=CAPACITY) as store:  # and the directory says the same
+        assert store.get_online_features("all", keys).to_dict() == after
+
+
+def test_what_a_dead_writer_left_is_never_trusted_and_readers_move_over(tmp_path: Path, name: str) -> None:
+    code = f"""
+import sys
+from tests.test_shared import *
+from pathlib import Path
+store = directory_store(Path({str(tmp_path)!r}), {name!r})
+store.apply([USER, LATEST, WHOLE, SERVICE])
+fill(store, 50)
+print("filled", flush=True)
+sys.stdin.readline()
+"""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    try:
+        assert line(writer) == "filled"
+        with AttachedStore(name) as other:
+            keys = {"user_id": list(range(50))}
+            expected = other.get_online_features("all", keys).to_dict()
+            generation = other.info()["shared"]["generation"]
+            writer.kill()
+            writer.wait()
+            assert other.is_stale
+            assert other.get_online_features("all", keys).to_dict() == expected
+            with directory_store(tmp_path, name) as store:
+                assert store.info()["shared"]["generation"] > generation
+                assert store.get_online_features("all", keys).to_dict() == expected
+                store.push("latest", row(1, 77))
+                assert other.get_feature_vector(["latest:number"], {"user_id": 1})[0] == 1.077
+                assert other.info()["shared"]["generation"] == store.info()["shared"]["generation"]
+                assert not other.is_stale
+                files = sorted(file.name for file in Path(shared_directory(name)).iterdir())
+                generation = store.info()["shared"]["generation"]
+                assert files == ["LOCK", f"arena.{generation}", "current", f"readers.{generation}"]
+    finally:
+        writer.kill()
+        writer.wait()
+        for pipe in (writer.stdin, writer.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_an_arena_of_another_state_of_the_directory_is_not_taken_up(tmp_path: Path, name: str) -> None:
+    with directory_store(tmp_path, name) as store:
+        store.apply([USER, LATEST, WHOLE, SERVICE])
+        fill(store, 10)
+        generation = store.info()["shared"]["generation"]
+    with Store.open(tmp_path / "store", capacity_bytes=CAPACITY) as store:  # it goes on without the arena
+        store.push("latest", row(1, 99))
+    with directory_store(tmp_path, name) as store:
+        assert store.info()["shared"]["generation"] > generation
+        assert store.get_feature_vector(["latest:number"], {"user_id": 1})[0] == 1.099
+    with Store.open(tmp_path / "other", capacity_bytes=CAPACITY, shared=name) as store:
+        assert store.info()["views"] == {}
+
+
+def test_two_writers_of_one_name_are_one_too_many(name: str, store: Store) -> None:
+    with pytest.raises(StorageError, match="another process writes"):
+        Store(CAPACITY, shared=name)
+    store.push("latest", row(1, 1))
+
+
+def test_a_store_without_a_directory_leaves_nothing(name: str) -> None:
+    with Store(CAPACITY, shared=name) as store:
+        store.apply(LATEST)
+        other = AttachedStore(name)
+    assert [file.name for file in Path(name).iterdir()] == ["LOCK"]
+    assert np.isnan(other.get_feature_vector(["latest:number"], {"user_id": 1})[0])
+    other.close()
+    with pytest.raises(StorageError, match="there is no shared arena"):
+        AttachedStore(name)
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "match"),
+    [
+        (0, b"FASTFOOD", "no arena"),
+        (8, (99).to_bytes(4, "little"), "version 99"),
+        (12, (1 << 24).to_bytes(4, "little"), "the arena's layout"),
+        (24, (1 << 30).to_bytes(8, "little"), "its file has"),
+    ],
+)
+def test_a_header_that_is_not_ours_is_refused(name: str, store: Store, at: int, value: bytes, match: str) -> None:
+    arena = next(Path(name).glob("arena.*"))
+    with arena.open("r+b") as file:
+        file.seek(at)
+        was = file.read(len(value))
+        file.seek(at)
+        file.write(value)
+        file.flush()
+        with pytest.raises(StorageError, match=match):
+            AttachedStore(name)
+        file.seek(at)
+        file.write(was)
+
+
+def test_a_damaged_catalogue_and_other_rows_are_refused(name: str, store: Store) -> None:
+    arena = store._open_arena()
+    text = arena.catalogue
+    definitions, tables, state = json.loads(text)
+    at, fingerprint = tables["latest"]
+    arena.publish(json.dumps([definitions, {**tables, "latest": [at, fingerprint ^ 1]}, state]).encode())
+    with pytest.raises(StorageError, match="laid out by another version"):
+        AttachedStore(name)
+    arena.publish(json.dumps([definitions, {**tables, "latest": [1 << 50, fingerprint]}, state]).encode())
+    with pytest.raises(StorageError, match="outside of the arena"):
+        AttachedStore(name)
+    arena.publish(text)
+    path = next(Path(name).glob("arena.*"))
+    with path.open("r+b") as file:
+        file.seek(arena.catalogue_at + 20)
+        file.write(b"\xff")
+    with pytest.raises(StorageError, match="catalogue is damaged"):
+        AttachedStore(name)
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "x" * 65, "a\0b"])
+def test_a_name_that_names_nothing_is_refused(bad: str) -> None:
+    with pytest.raises(DataError, match="names no shared arena"):
+        Store(CAPACITY, shared=bad)
+
+
+def test_permissions_are_for_the_group_and_nobody_else(name: str, store: Store) -> None:
+    modes = {file.name.partition(".")[0]: file.stat().st_mode & 0o777 for file in Path(name).iterdir()}
+    assert modes == {"arena": 0o640, "readers": 0o660, "current": 0o640, "LOCK": 0o600}
+    assert Path(name).stat().st_mode & 0o777 == 0o750
+    with pytest.raises(DataError, match="no group"):
+        Store(CAPACITY, shared=name + "x", shared_group="no-such-group")
+
+
+def fill_up(store: Store) -> int:
+    """Users that fit."""
+    for user in range(0, 1_000_000, 500):
+        try:
+            store.push("latest", [row(user + i, 1, text="x" * 1000) for i in range(500)])
+        except ArenaFull:
+            return user
+    raise AssertionError("it never was full")
+
+
+def test_a_full_file_system_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    """A small file system of its own, filled 20 times (200 in the benchmarks)."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("a file system of its own can't be mounted here: needs the right to mount")
+    try:
+        with Store(CAPACITY, shared=f"{place}/arena") as store:
+            store.apply([USER, LATEST, WHOLE, SERVICE])
+            with AttachedStore(f"{place}/arena") as other:
+                for _ in range(20):
+                    user = fill_up(store)
+                    assert user > 0
+                    number = other.get_feature_vector(["latest:number"], {"user_id": user - 1})[0]
+                    assert number == pytest.approx(user - 1 + 0.001)
+                    store.delete("latest", {"user_id": list(range(user))})
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+# --- the client
+
+
+def test_a_client_reads_from_memory_and_has_no_server_to_ask(name: str, store: Store) -> None:
+    fill(store, 10)
+    with connect(f"fastfeat+shm://{name}") as client:
+        keys = {"user_id": list(range(12))}
+        assert client.get_online_features("all", keys).to_dict() == store.get_online_features("all", keys).to_dict()
+        out = np.empty((12, 6))
+        assert client.get_feature_vectors(NUMBERS, keys, out=out) is out
+        assert out.tobytes() == store.get_feature_vectors(NUMBERS, keys).tobytes()
+        with pytest.raises(ConnectFailed, match=r"writer\.sock"):
+            client.push("latest", row(1, 1))
+    with pytest.raises(StorageError, match="there is no shared arena"):
+        connect("fastfeat+shm://nobody-has-this-name")
+    with pytest.raises(ConnectFailed, match="is not fastfeat"):
+        connect("fastfeat+shm://")
