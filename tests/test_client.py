@@ -252,7 +252,7 @@ def test_a_closed_client_says_so(face: Any, running: Serving) -> None:
     ["http://x", "fastfeat://", "fastfeat://h:99999", "fastfeat+unix://h/p", "fastfeat+unix://", "fastfeat://h/p", 7],
 )
 def test_a_wrong_url_shows_the_right_ones(url: Any) -> None:
-    with pytest.raises(ConnectFailed, match="is not fastfeat://host:port or fastfeat"):
+    with pytest.raises(ConnectFailed, match="is not fastfeat://host:port, fastfeat"):
         Address.parse(url)
 
 
