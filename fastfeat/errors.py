@@ -4,7 +4,8 @@ FastFeatError
 +-- SchemaError (ValueError)   UnknownView, UnknownFeature, IncompatibleSchema
 +-- DataError (ValueError)
 +-- StorageError               ArenaFull, ArenaCorrupt, LayoutMismatch, BeforeHistory, DirectoryLocked,
-|                              ReadOnly (DiskFull, LogFailed), LogCorrupt, SnapshotCorrupt, HistoryCorrupt
+|                              ReadOnly (DiskFull, LogFailed), LogCorrupt, SnapshotCorrupt, HistoryCorrupt,
+|                              WriterUnavailable, NotYetVisible
 +-- ProtocolError              LocalProtocolError, RemoteProtocolError, UnknownPlan
 +-- TransportError             ConnectFailed, Timeout, Disconnected
 
@@ -90,6 +91,15 @@ class HistoryCorrupt(StorageError):
     """A file of the history is missing or does not match its catalog."""
 
 
+class WriterUnavailable(StorageError):
+    """The writer process is gone or coming back. The message says whether the request may have been done; what only
+    reads can be asked again."""
+
+
+class NotYetVisible(StorageError):
+    """What this process sees has not reached the position that was waited for."""
+
+
 class ProtocolError(FastFeatError):
     """Bytes or messages that break docs/PROTOCOL.md."""
 
@@ -145,6 +155,8 @@ CODE_OF: dict[type[FastFeatError], int] = {
     UnknownPlan: 42,
     SnapshotCorrupt: 50,
     HistoryCorrupt: 51,
+    WriterUnavailable: 52,
+    NotYetVisible: 53,
 }
 CLASS_OF: dict[int, type[FastFeatError]] = {code: cls for cls, code in CODE_OF.items()}
 

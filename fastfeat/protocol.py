@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ._core.codec import FRAME_SIZE_MAX, FrameSplitter, pack_frame
 from ._core.exchange import Inbox, PreparedPlan, receive_soon, reply_of
-from ._core.session import ServerSession, answer_frame
+from ._core.session import REPLY, REPLY_STALE, ServerSession, answer_frame, reply_head
 from .dtypes import DType
 from .errors import LocalProtocolError, RemoteProtocolError
 
@@ -30,6 +30,8 @@ __all__ = [
     "DEFAULT_PORT",
     "FRAME_SIZE_MAX",
     "FRAME_SIZE_MIN",
+    "REPLY",
+    "REPLY_STALE",
     "VERSION",
     "Answer",
     "ClientSession",
@@ -46,7 +48,9 @@ __all__ = [
     "columns_of",
     "join_columns",
     "matrix_of",
+    "pack_frame",
     "receive_soon",
+    "reply_head",
     "reply_of",
 ]
 
@@ -97,8 +101,10 @@ class ClientSession:
         request_id = self.next_id()
         return request_id, pack_frame([0, request_id, method, params], self.limits.frame_size_max)
 
-    def hello(self, client: str) -> tuple[int, bytes]:
-        return self.request("HELLO", {"version": VERSION, "client": client, "frame_size_max": self.frame_size_max})
+    def hello(self, client: str, **options: bool) -> tuple[int, bytes]:
+        """options: `positions`, `flags`."""
+        said = {"version": VERSION, "client": client, "frame_size_max": self.frame_size_max}
+        return self.request("HELLO", said | options)
 
     def greeted(self, result: object) -> None:
         """Takes the answer to HELLO. Raises RemoteProtocolError: another version, or no limits in it."""

@@ -23,9 +23,12 @@ SECONDS = 20.0  # after which a test fails rather than hangs
 class Serving:
     """A running server; its loop is another thread's."""
 
-    def __init__(self, store: Any, config: Config) -> None:
+    def __init__(
+        self, store: Any, config: Config, starting: Callable[[Any, Config], Coroutine[Any, Any, Server]] = start
+    ) -> None:
         self.store = store
         self._config = config
+        self._starting = starting
         self._started = threading.Event()
         self._stopping: asyncio.Event
         self._error: BaseException | None = None
@@ -47,7 +50,7 @@ class Serving:
 
     async def _serve(self) -> None:
         self._stopping = asyncio.Event()
-        self.server = await start(self.store, self._config)
+        self.server = await self._starting(self.store, self._config)
         self._started.set()
         await self._stopping.wait()
         await self.server.stop()
@@ -84,8 +87,10 @@ class Serving:
 
 
 @contextmanager
-def serving(store: Any, **config: Any) -> Iterator[Serving]:
-    running = Serving(store, Config(**{"port": 0, "drain_seconds": 5.0, **config}))
+def serving(
+    store: Any, starting: Callable[[Any, Config], Coroutine[Any, Any, Server]] = start, **config: Any
+) -> Iterator[Serving]:
+    running = Serving(store, Config(**{"port": 0, "drain_seconds": 5.0, **config}), starting)
     try:
         yield running
     finally:

@@ -64,6 +64,8 @@ SERVER_MAY_IMPORT = {
     "receipts",
     "sources",
     "client",
+    "shared",
+    "attached",
 }
 PROTOCOL_MAY_IMPORT_OF_CORE = {"codec", "session", "exchange"}
 

@@ -1,6 +1,7 @@
 """Server side of one connection, without a socket: bytes in, bytes out.
 
     received --held--> frames --+-- GET on a plan --> Plan.answer --> out      no Python object per value
+                                +-- a method to pass on --> forward(id, frame)   not decoded
                                 +-- anything else --> handle(id, method, params) --> reply, fail --> out
     a GET that memory can't answer goes to `handle` too; answer_frame makes its reply in a thread --> send --> out
     out --take--> transport
@@ -28,7 +29,11 @@ from fastfeat._core.codec import VALUES_MAX
 from fastfeat.errors import BeforeHistory, DataError, FastFeatError, RemoteProtocolError, UnknownPlan, code_of
 
 FORMAT_ARROW = 4
+REPLY = 1
+REPLY_STALE = 3  # the same shape: answered while the writer is gone
 cdef int64_t FORMAT_ARROW_NUMBER = FORMAT_ARROW
+cdef uint64_t REPLY_NUMBER = REPLY
+cdef uint64_t REPLY_STALE_NUMBER = REPLY_STALE
 cdef size_t OUT_SIZE_MAX = 1 << 20   # unsent replies at which parsing stops; one reply may go beyond it
 cdef size_t COPY_SIZE_MAX = 1 << 16  # up to here a copy into bytes costs less than giving the buffer away
 cdef uint64_t VALUES = VALUES_MAX
@@ -53,6 +58,8 @@ cdef class ServerSession:
                      it answers through `reply` or `fail`, now or later. What it raises becomes the error reply.
     frame_size_max:  bytes of a frame, received or sent.
     entities_max:    entities of one GET.
+    passed_on:       methods whose requests go whole to forward(request_id, frame) instead, in the same order.
+    reply_type:      the type of the next replies: REPLY, or REPLY_STALE to a client that asked to be told.
     """
 
     cdef Writer held
@@ -60,6 +67,9 @@ cdef class ServerSession:
     cdef list plans
     cdef list row_sizes
     cdef object handle
+    cdef object forward
+    cdef frozenset passed_on
+    cdef public uint64_t reply_type
     cdef size_t frame_size_max
     cdef readonly size_t reply_size_max
     cdef uint64_t entities_max
@@ -69,8 +79,13 @@ cdef class ServerSession:
     cdef readonly bint has_more
     cdef readonly uint64_t gets
 
-    def __init__(self, handle, size_t frame_size_max, uint64_t entities_max):
+    def __init__(
+        self, handle, size_t frame_size_max, uint64_t entities_max, frozenset passed_on = frozenset(), forward = None
+    ):
         self.handle = handle
+        self.forward = forward
+        self.passed_on = passed_on
+        self.reply_type = REPLY_NUMBER
         self.plans = []
         self.row_sizes = []
         self.frame_size_max = frame_size_max
@@ -100,6 +115,21 @@ cdef class ServerSession:
         self.plans.append(plan)
         self.row_sizes.append(max(8 * plan.matrix_columns, sum(dtype.width for dtype in plan.dtypes)))
         return len(self.plans) - 1
+
+    def replace_plans(self, make) -> None:
+        """Puts make(plan) in the place of each plan; where that fails or answers in another shape the old one stays,
+        as the client decodes by what PREPARE told it."""
+        cdef Plan old
+        cdef Plan new
+        for number, old in enumerate(self.plans):
+            try:
+                new = make(old)
+            except FastFeatError:
+                continue
+            if (new.features, new.dtypes, new.key_names, new.key_types, new.views) == (
+                old.features, old.dtypes, old.key_names, old.key_types, old.views
+            ):
+                self.plans[number] = new
 
     def plan(self, size_t number) -> Plan:
         """Raises UnknownPlan."""
@@ -187,7 +217,7 @@ cdef class ServerSession:
         check(writer_raw(&self.out, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame)))
 
     cdef int reply_begin(self, size_t* frame_at) except -1:
-        return reply_begin(&self.out, frame_at)
+        return reply_begin(&self.out, frame_at, self.reply_type)
 
     cdef int reply_end(self, size_t frame_at) except -1:
         return reply_end(&self.out, frame_at, self.reply_size_max)
@@ -219,24 +249,32 @@ cdef class ServerSession:
         cdef const uint8_t* method = NULL
         cdef size_t frame_at = self.out.size
         cdef bint knows_id = False
+        cdef Reader whole = payload[0]
         try:
             request_head(payload, &request_id, &method, &size)
             knows_id = True
             if self.is_greeted and size == 3 and memcmp(method, b"GET", 3) == 0:
                 if self.answer_get(payload, request_id):
                     return 0
-            self.dispatch(payload, request_id, method, size)
+            self.dispatch(payload, request_id, method, size, whole)
         except Exception as error:
             self.out.size = frame_at
             self.fail(request_id if knows_id else None, error)
         return 0
 
-    cdef int dispatch(self, Reader* payload, uint64_t request_id, const uint8_t* method, uint32_t size) except -1:
-        """Hands a message to the Python side."""
+    cdef int dispatch(
+        self, Reader* payload, uint64_t request_id, const uint8_t* method, uint32_t size, Reader whole
+    ) except -1:
+        """Hands a message to the Python side: its params, or its frame where it is to be passed on."""
         cdef uint64_t values_left = VALUES
+        cdef const char* frame_at
         name = (<const char*> method)[:size].decode("ascii", "replace")
         if not self.is_greeted and name != "HELLO":
             raise RemoteProtocolError(f"{name:.20} before HELLO; say HELLO first")
+        if name in self.passed_on:
+            frame_at = <const char*> whole.at - FRAME_HEAD_SIZE  # the frame's head stands before its payload
+            self.forward(request_id, PyBytes_FromStringAndSize(frame_at, FRAME_HEAD_SIZE + reader_left(&whole)))
+            return 0
         params = reader_object(payload, &values_left, DEPTH_MAX - 1)
         check_end(payload)
         self.handle(request_id, name, params)
@@ -291,7 +329,31 @@ cdef class ServerSession:
         return wanted
 
 
-def answer_frame(Plan plan not None, uint64_t request_id, list params not None, size_t reply_size_max) -> bytes:
+def reply_head(bytes payload not None) -> tuple:
+    """(id or None, code or 0) of a reply, the rest of it unread. Raises RemoteProtocolError: not a reply."""
+    cdef Reader reader
+    cdef uint32_t count = 0
+    cdef uint64_t number = 0
+    cdef uint64_t code = 0
+    reader.at = <const uint8_t*> PyBytes_AS_STRING(payload)
+    reader.end = reader.at + PyBytes_GET_SIZE(payload)
+    check(reader_array(&reader, &count))
+    check(reader_uint64(&reader, &number))
+    if count != 4 or number not in (REPLY_NUMBER, REPLY_STALE_NUMBER):
+        raise RemoteProtocolError("reply: not [1, id, error, result]")
+    request_id = None
+    if not reader_take_nil(&reader):
+        check(reader_uint64(&reader, &number))
+        request_id = number
+    if not reader_take_nil(&reader):
+        check(reader_array(&reader, &count))
+        check(reader_uint64(&reader, &code))
+    return request_id, code
+
+
+def answer_frame(
+    Plan plan not None, uint64_t request_id, list params not None, size_t reply_size_max, uint64_t reply_type = REPLY
+) -> bytes:
     """The reply to a GET in a native format, made in any thread. params: as `handle` was given them: checked.
 
     Raises BeforeHistory, DataError.
@@ -307,7 +369,7 @@ def answer_frame(Plan plan not None, uint64_t request_id, list params not None, 
         reader.end = asked.data + asked.size
         check(reader_array(&reader, &count))
         check(reader_skip(&reader, 1))
-        reply_begin(&out, &frame_at)
+        reply_begin(&out, &frame_at, reply_type)
         check(writer_uint(&out, request_id))
         check(writer_nil(&out))
         plan.answer(&reader, count - 1, &out, reply_size_max)
@@ -318,10 +380,10 @@ def answer_frame(Plan plan not None, uint64_t request_id, list params not None, 
         writer_free(&out)
 
 
-cdef int reply_begin(Writer* out, size_t* frame_at) except -1:
+cdef int reply_begin(Writer* out, size_t* frame_at, uint64_t reply_type) except -1:
     check(writer_frame_begin(out, frame_at))
     check(writer_array(out, 4))
-    return check(writer_uint(out, 1))
+    return check(writer_uint(out, reply_type))
 
 
 cdef int reply_end(Writer* out, size_t frame_at, size_t size_max) except -1:

@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(serve.serve)
+app.command(hidden=True)(serve.serve_writer)
 app.command()(load.load)
 app.command()(read.get)
 app.command()(read.replay)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +13,7 @@ from ..errors import DataError
 from .options import AsJson
 
 if TYPE_CHECKING:
-    from fastfeat_server import Config, Server
+    from fastfeat_server import Config
 
     from fastfeat import Store
 
@@ -30,6 +32,14 @@ def serve(
     host: Annotated[str | None, typer.Option(help="A loopback address; '' for no TCP.")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.")] = None,
     unix_socket: Annotated[str | None, typer.Option(help="The path of a unix socket to listen on too.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that answer reads, beside one that writes; 0: one does it all.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="With workers: the name of the shared memory, for fastfeat+shm://NAME too; or a path."),
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="With workers: the group whose members may attach to it.")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="NAME=VALUE of any other setting, such as drain_seconds=5.")
     ] = None,
@@ -50,12 +60,11 @@ def serve(
     Prints one line once it accepts connections (with --json: {"url": ..., "urls": [...]}). SIGTERM or Ctrl-C stops it
     after the answers under way.
     """
-    from fastfeat_server import Config
+    from fastfeat_server import Config, supervise
     from fastfeat_server import serve as serve_store
 
-    from .definitions import load_definitions
-
     flags: dict[str, Any] = {"directory": directory, "host": host, "port": port, "unix_socket": unix_socket}
+    flags |= {"workers": workers, "name": name, "group": group}
     flags |= dict(split_pair(text, "--set") for text in setting or [])
     try:
         settings = Config.read(flags, file=config)
@@ -63,12 +72,57 @@ def serve(
         raise typer.BadParameter(str(error), param_hint="the settings") from None
     if definitions is None and not settings.directory:
         raise typer.BadParameter("give definitions, or a directory that has some", param_hint="DEFINITIONS")
+    rows = [split_pair(text, "--load") for text in load or []]
+    if settings.workers:
+        command = writer_command(settings, definitions, rows, capacity_mib, as_json)
+        raise typer.Exit(supervise(settings, command, ready=lambda urls: announce(urls, as_json)))
     with open_store(settings, capacity_mib, quiet=as_json) as store:
-        if definitions is not None:
-            store.apply(load_definitions(definitions))
-        for text in load or []:
-            load_rows(store, *split_pair(text, "--load"), as_json)
-        serve_store(store, settings, ready=lambda server: announce(server, as_json))
+        fill_store(store, definitions, rows, as_json)
+        serve_store(store, settings, ready=lambda server: announce(server.addresses, as_json))
+
+
+def serve_writer(
+    lifeline: Annotated[int, typer.Argument()],
+    definitions: Annotated[str | None, typer.Option()] = None,
+    load: Annotated[list[str] | None, typer.Option("--load")] = None,
+    capacity_mib: Annotated[int | None, typer.Option()] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The writer process of `fastfeat serve --workers`, which starts it; its settings stand in its environment."""
+    from fastfeat_server import Config
+    from fastfeat_server.writer import serve_writer
+
+    settings = Config.read()
+    rows = [split_pair(text, "--load") for text in load or []]
+    with open_store(settings, capacity_mib, quiet=True) as store:
+        fill_store(store, definitions, rows, as_json)
+        serve_writer(store, settings, lifeline)
+
+
+def writer_command(
+    settings: Config, definitions: str | None, rows: list[tuple[str, str]], capacity_mib: int | None, as_json: bool
+) -> Callable[[int, bool], list[str]]:
+    """The writer's command line, of the number of its lifeline and of whether none of this service was ready before:
+    one that comes back to its directory has the rows already."""
+    options = [] if definitions is None else ["--definitions", definitions]
+    options += [] if capacity_mib is None else ["--capacity-mib", str(capacity_mib)]
+    options += ["--json"] if as_json else []
+    loads = [word for view, path in rows for word in ("--load", f"{view}={path}")]
+
+    def command(lifeline: int, is_first: bool) -> list[str]:
+        words = [sys.executable, "-m", "fastfeat.cli", "serve-writer", str(lifeline), *options]
+        return words + loads if is_first or not settings.directory else words
+
+    return command
+
+
+def fill_store(store: Store, definitions: str | None, rows: list[tuple[str, str]], as_json: bool) -> None:
+    from .definitions import load_definitions
+
+    if definitions is not None:
+        store.apply(load_definitions(definitions))
+    for view, path in rows:
+        load_rows(store, view, path, as_json)
 
 
 def split_pair(text: str, option: str) -> tuple[str, str]:
@@ -85,8 +139,11 @@ def open_store(settings: Config, capacity_mib: int | None, *, quiet: bool) -> St
     from .output import waiting
 
     capacity_bytes = None if capacity_mib is None else capacity_mib << 20
+    shared: dict[str, Any] = {}
+    if settings.workers:
+        shared = {"shared": settings.name, "shared_group": settings.group or None}
     if not settings.directory:
-        return Store(capacity_bytes)
+        return Store(capacity_bytes, **shared)
     with waiting(f"opening {settings.directory}", quiet):
         return Store.open(
             settings.directory,
@@ -96,6 +153,7 @@ def open_store(settings: Config, capacity_mib: int | None, *, quiet: bool) -> St
             snapshot_seconds=settings.snapshot_seconds,
             snapshots=settings.snapshots or None,
             history=settings.history or None,
+            **shared,
         )
 
 
@@ -111,8 +169,7 @@ def load_rows(store: Store, view: str, path: str, as_json: bool) -> None:
         typer.echo(f"fastfeat: {view}: {report.rejected:,} rows of {path} rejected ({reasons})", err=True)
 
 
-def announce(server: Server, as_json: bool) -> None:
+def announce(urls: list[str], as_json: bool) -> None:
     import json
 
-    urls = server.addresses
     print(json.dumps({"url": urls[0], "urls": urls}) if as_json else f"serving on {' and '.join(urls)}", flush=True)

@@ -17,6 +17,7 @@ from fastfeat.errors import DataError
 from fastfeat.protocol import DEFAULT_PORT, FRAME_SIZE_MAX, FRAME_SIZE_MIN
 
 FSYNC = ("always", "interval", "off")
+WORKERS_MAX = 256
 NOUNS = {int: "a whole number", float: "a number", str: "text"}  # of a setting's type, for people
 
 
@@ -35,6 +36,11 @@ class Config:
     handshake_seconds:  until HELLO must have come.
     drain_seconds:      at a stop, for answers under way.
 
+    workers:            reader processes that answer, beside one process that writes; 0: one process does both.
+                        `connections_max`, `plans_max` and the like then hold for each of them.
+    name:               of the shared memory between them, in /dev/shm; one with a "/" is the path of a directory.
+    group:              whose members may read it, and talk to the writer, too; "": this user alone.
+
     directory:          of the store's log, snapshots and history; "" for a store in memory alone.
     fsync:              "always": a write is answered when the disk has it; "interval": when the log has it, which is
                         synced every `fsync_interval` seconds; "off": the log is synced when the system likes.
@@ -52,6 +58,9 @@ class Config:
     loads_max: int = 4
     handshake_seconds: float = 10.0
     drain_seconds: float = 10.0
+    workers: int = 0
+    name: str = "fastfeat"
+    group: str = ""
     directory: str = ""
     fsync: Literal["always", "interval", "off"] = "always"
     fsync_interval: float = 0.1
@@ -68,6 +77,9 @@ class Config:
         check_range("entities_max", self.entities_max, 1, 1 << 24)
         for name in ("connections_max", "plans_max", "loads_max"):
             check_range(name, getattr(self, name), 1, 1 << 20)
+        check_range("workers", self.workers, 0, WORKERS_MAX)
+        if not self.name:
+            raise DataError("config: name is empty; the shared memory needs one")
         for name in ("handshake_seconds", "drain_seconds"):
             check_range(name, getattr(self, name), 0, 3600)
         self._check_storage()
@@ -110,6 +122,12 @@ class Config:
                     raise DataError(f"config: {where} sets {name!r}, which is unknown; known are {', '.join(known)}")
                 values[name] = convert(name, value, known[name], where)
         return cls(**values)
+
+
+def as_environment(config: Config) -> dict[str, str]:
+    """The environment in which Config.read() gives these settings again, for a process of our own."""
+    outer = {key: value for key, value in os.environ.items() if key != "FASTFEAT_CONFIG"}
+    return outer | {f"FASTFEAT_{field.name.upper()}": str(getattr(config, field.name)) for field in fields(config)}
 
 
 def environment(environ: Mapping[str, str], known: Mapping[str, type]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """One client's connection: a thin asyncio protocol around ServerSession.
 
-Back-pressure: while the peer does not read, or a LOAD or its writes are behind, nothing more is read from it.
+Back-pressure: while the peer does not read, or a LOAD or its writes are behind, nothing more is read from it. What is
+passed on to the writer process (see upstream.py) keeps the same rule: who does not read is not written to.
 Half-closed: what was asked before the end is answered, then the connection is closed.
 """
 
@@ -13,11 +14,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from fastfeat.errors import FastFeatError, RemoteProtocolError
-from fastfeat.protocol import ServerSession
+from fastfeat.protocol import REPLY, REPLY_STALE, ServerSession
 
 from . import requests
 from .loading import Load
 from .pause import Pause
+from .upstream import Upstream
 
 if TYPE_CHECKING:
     from .server import Server
@@ -30,21 +32,32 @@ NOT_PAUSED = Pause.NONE
 
 
 class Connection(asyncio.Protocol):
-    """pending: requests whose answer is still to come from a thread."""
+    """pending: requests whose answer is still to come, from a thread or from the writer.
+
+    upstream: a worker's connection to the writer process; None until a request needs it.
+    """
 
     def __init__(self, server: Server) -> None:
         self.server = server
+        config = server.config
+        self.upstream: Upstream | None = None
         self.session = ServerSession(
-            partial(requests.handle, self), server.config.frame_size_max, server.config.entities_max
+            partial(requests.handle, self),
+            config.frame_size_max,
+            config.entities_max,
+            requests.WRITERS if server.writer_path else frozenset(),
+            self._forward,
         )
         self.loads: dict[int, Load] = {}  # begun and not ended
         self.pending = 0
         self._writes_weight = 0  # of the writes among them
         self._in_threads = 0  # of the others
-        self._last_load = 0
         self.transport: asyncio.Transport
         self._pause = Pause.NONE
+        self._next_load = server.first_load()
         self._is_ended = False  # the peer has sent its last byte
+        self._wants_flags = False
+        self.wants_positions = False
         self._handshake: asyncio.TimerHandle | None = None
 
     # Called by the event loop -----------------------------------------------------------------------------------------
@@ -74,8 +87,12 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.pause(Pause.WRITING)
+        if self.upstream is not None:
+            self.upstream.pause_reading()
 
     def resume_writing(self) -> None:
+        if self.upstream is not None:
+            self.upstream.resume_reading()
         self.resume(Pause.WRITING)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -83,14 +100,40 @@ class Connection(asyncio.Protocol):
             self._handshake.cancel()
         for load in self.loads.values():
             load.abort()
+        if self.upstream is not None:
+            self.upstream.close()
         self.server.forget(self)
 
     # Called by requests -----------------------------------------------------------------------------------------------
 
-    def greet(self, frame_size_max: int) -> None:
+    def greet(self, frame_size_max: int, *, flags: bool, positions: bool) -> None:
         assert self._handshake is not None
         self._handshake.cancel()
         self.session.greet(frame_size_max)
+        self._wants_flags = flags
+        self.wants_positions = positions
+        self.flag(self.server.is_stale)
+
+    def flag(self, is_stale: bool) -> None:
+        """From now on replies say whether the writer is gone, to a client that asked to be told."""
+        self.session.reply_type = REPLY_STALE if is_stale and self._wants_flags else REPLY
+
+    def to_writer(self) -> Upstream:
+        """A worker's way on, made where there is none."""
+        if self.upstream is None:
+            self.upstream = Upstream(self, self.server.writer_path)
+        return self.upstream
+
+    def break_off(self, error: FastFeatError | None) -> None:
+        """Ends, as the writer found the stream broken; the error is sent where the writer's own reply was not."""
+        if error is not None:
+            self.session.fail(None, error)
+        self.flush()
+        self.transport.close()
+
+    def written(self, created_us: int) -> int | list[int]:
+        """The result of a write that is visible now."""
+        return [created_us, self.server.position()] if self.wants_positions else created_us
 
     def pause(self, why: Pause) -> None:
         if not self._pause:
@@ -132,7 +175,7 @@ class Connection(asyncio.Protocol):
         if isinstance(answer, BaseException):
             self.session.fail(request_id, answer)
         else:
-            self.session.reply(request_id, answer)
+            self.session.reply(request_id, self.written(answer))
 
     def flush(self) -> None:
         """Sends the answers of writes; reads on where too many had waited."""
@@ -158,9 +201,10 @@ class Connection(asyncio.Protocol):
 
     def add_load(self, load: Load) -> int:
         """The load's number on this connection."""
-        self._last_load += 1
-        self.loads[self._last_load] = load
-        return self._last_load
+        number = self._next_load
+        self._next_load += 1
+        self.loads[number] = load
+        return number
 
     def stop(self) -> None:
         """Reads nothing more; closes once all is answered."""
@@ -171,6 +215,9 @@ class Connection(asyncio.Protocol):
         self._close_if_done()
 
     # Own --------------------------------------------------------------------------------------------------------------
+
+    def _forward(self, request_id: int, frame: bytes) -> None:
+        self.to_writer().forward(request_id, frame)
 
     def _thread_done(self, request_id: int, done: asyncio.Future[Any]) -> None:
         self.pending -= 1
@@ -186,6 +233,8 @@ class Connection(asyncio.Protocol):
         if error is not None:
             self.server.note(error)
             self.fail(request_id, error)
+        elif isinstance(done.result(), requests.AskWriter):
+            self.to_writer().get(request_id, *done.result())
         elif isinstance(done.result(), requests.Frame):
             self.session.send(done.result().data)
             self._flush()

@@ -12,3 +12,5 @@ class Pause(IntFlag):
     STOPPING = 4
     STORING = 8  # many writes wait for the store
     THREADS = 16  # many answers are being made by threads
+    PASSING = 32  # the writer process does not take what is passed on to it
+    WAITING = 64  # for a write to become visible

@@ -12,21 +12,33 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from fastfeat import __version__
-from fastfeat.errors import BeforeHistory, DataError, RemoteProtocolError
+from fastfeat.errors import BeforeHistory, DataError, NotYetVisible, RemoteProtocolError
 from fastfeat.protocol import FRAME_SIZE_MIN, VERSION, Format, answer_frame
 from fastfeat.receipts import Receipt
 from fastfeat.result import Result
 
 from .loading import handle_load
+from .pause import Pause
 
 if TYPE_CHECKING:
     from .connection import Connection
+
+
+WAIT_SECONDS_MAX: Final = 60.0
+LOOK_SECONDS: Final = 0.001  # between two looks at what is visible; event loops count in milliseconds
 
 
 class Frame(NamedTuple):
     """A whole reply, made in a thread."""
 
     data: bytes
+
+
+class AskWriter(NamedTuple):
+    """What a thread found that memory cannot answer: the GET is the writer's to answer."""
+
+    plan: Any
+    asked: list[Any]
 
 
 def handle(connection: Connection, request_id: int, method: str, params: object) -> None:
@@ -45,7 +57,10 @@ def hello(connection: Connection, request_id: int, params: object) -> None:
     frame_size_max = said.get("frame_size_max", connection.server.config.frame_size_max)
     if not is_int(frame_size_max) or frame_size_max < FRAME_SIZE_MIN:
         raise RemoteProtocolError(f"HELLO: frame_size_max must be an integer of at least {FRAME_SIZE_MIN}")
-    connection.greet(frame_size_max)
+    flags, positions = said.get("flags", False), said.get("positions", False)
+    if not isinstance(flags, bool) or not isinstance(positions, bool):
+        raise RemoteProtocolError("HELLO: flags and positions are true or false")
+    connection.greet(frame_size_max, flags=flags, positions=positions)
     connection.session.reply(
         request_id,
         {
@@ -85,26 +100,32 @@ def get(connection: Connection, request_id: int, params: object) -> None:
     asked = expect_list(params, "GET")
     session, server = connection.session, connection.server
     plan, limit = session.plan(asked[0]), session.reply_size_max
-    wants_arrow = asked[2:3] == [Format.ARROW]
+    wants_arrow, reply_type = asked[2:3] == [Format.ARROW], session.reply_type
+    if server.writer_path and not wants_arrow:
+        connection.to_writer().get(request_id, plan, asked)
+        return
 
     def answer() -> object:
         keys = entity_columns(plan, asked[1])
-        make = arrow_answer if wants_arrow else native_answer
+
+        def make(of: Any) -> object:
+            if wants_arrow:
+                return arrow_answer(of, keys, asked, limit)
+            return Frame(answer_frame(of, request_id, asked, limit, reply_type))
+
         try:
-            return make(plan, keys, request_id, asked, limit)
+            return make(plan)
         except BeforeHistory as error:
+            if server.writer_path:
+                return AskWriter(plan, asked)
             if not server.is_durable:
                 raise
-            return make(server.store.past(plan, keys, error), keys, request_id, asked, limit)
+            return make(server.store.past(plan, keys, error))
 
     connection.in_thread(request_id, server.executor, answer)
 
 
-def native_answer(plan: Any, keys: dict[str, Any], request_id: int, asked: list[Any], limit: int) -> Frame:
-    return Frame(answer_frame(plan, request_id, asked, limit))
-
-
-def arrow_answer(plan: Any, keys: dict[str, Any], request_id: int, asked: list[Any], limit: int) -> list[bytes]:
+def arrow_answer(plan: Any, keys: dict[str, Any], asked: list[Any], limit: int) -> list[bytes]:
     as_of, known_at = [*asked[3:], None, None][:2]
     statuses, event_times, columns = plan.columns(keys, as_of, known_at, limit)
     result = Result(plan.features, plan.dtypes, plan.views, plan.view_of, statuses, event_times, columns)
@@ -192,7 +213,7 @@ def push(connection: Connection, request_id: int, params: object) -> None:
         expect_list(rows, "PUSH rows")
     server = connection.server
     if server.may_write_at_once(rows):
-        connection.session.reply(request_id, server.store.push(view, rows))
+        connection.session.reply(request_id, connection.written(server.store.push(view, rows)))
     else:
         server.writes.put(connection, request_id, False, view, rows)
 
@@ -203,7 +224,7 @@ def delete(connection: Connection, request_id: int, params: object) -> None:
     expect_list(keys, "DELETE keys")
     server = connection.server
     if server.may_write_at_once(keys):
-        connection.session.reply(request_id, server.store.delete(view, keys))
+        connection.session.reply(request_id, connection.written(server.store.delete(view, keys)))
     else:
         server.writes.put(connection, request_id, True, view, keys)
 
@@ -233,6 +254,39 @@ def ping(connection: Connection, request_id: int, params: object) -> None:
     connection.session.reply(request_id, None)
 
 
+def wait(connection: Connection, request_id: int, params: object) -> None:
+    """[position, seconds]: nil once writes up to the position are visible here; later requests wait meanwhile."""
+    match params:
+        case [int(position), int() | float() as seconds] if is_int(position) and 0 <= seconds <= WAIT_SECONDS_MAX:
+            pass
+        case _:
+            raise RemoteProtocolError(f"WAIT takes a position and seconds, 0 to {WAIT_SECONDS_MAX:.0f}")
+    server = connection.server
+    deadline = server.loop.time() + seconds
+
+    def look() -> None:
+        if connection.transport.is_closing():
+            return
+        visible = server.position()
+        if visible < position and server.loop.time() < deadline and not server.is_stopping:
+            server.loop.call_later(LOOK_SECONDS, look)
+            return
+        connection.pending -= 1
+        if visible >= position:
+            connection.reply(request_id, None)
+        else:
+            text = f"position {position} is not visible here after {seconds} s, {visible} is; wait again or go without"
+            connection.fail(request_id, NotYetVisible(text))
+        connection.resume(Pause.WAITING)
+
+    if server.position() >= position:
+        connection.session.reply(request_id, None)
+        return
+    connection.pending += 1
+    connection.pause(Pause.WAITING)
+    server.loop.call_later(LOOK_SECONDS, look)
+
+
 def is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -255,6 +309,9 @@ def expect_view(params: object, method: str) -> tuple[str, Any]:
     return params[0], params[1]
 
 
+# What a worker passes on to the writer process, undecoded.
+WRITERS: Final = frozenset({"PUSH", "DELETE", "LOAD", "ANSWER", "REPLAY", "SNAPSHOT", "COMPACT"})
+
 METHODS: Final[dict[str, Callable[[Connection, int, object], None]]] = {
     "HELLO": hello,
     "PREPARE": prepare,
@@ -268,4 +325,5 @@ METHODS: Final[dict[str, Callable[[Connection, int, object], None]]] = {
     "COMPACT": compact,
     "INFO": info,
     "PING": ping,
+    "WAIT": wait,
 }

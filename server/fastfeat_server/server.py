@@ -9,7 +9,7 @@ import signal
 import socket
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ipaddress import ip_address
@@ -19,6 +19,7 @@ from fastfeat.errors import DataError, FastFeatError, LogFailed
 
 from .config import Config, check_host
 from .connection import Connection, refuse
+from .lifeline import READY, Lifeline
 from .loading import Load
 from .writes import WriteQueue
 
@@ -36,7 +37,13 @@ class Server:
 
     executor: answers in Arrow and from the history. maintenance: snapshots and compaction. writes: those that may wait.
     failure:  why the server must end: its log failed. `failed` is set then.
+    role:     what INFO says of this process where it is one of several: "writer", "worker".
+    writer_path, is_stale: of a worker: where it passes writes on, and whether the writer is gone.
     """
+
+    role = ""
+    writer_path = ""
+    is_stale = False
 
     def __init__(self, store: Any, config: Config, loop: asyncio.AbstractEventLoop) -> None:
         self.store = store
@@ -52,7 +59,7 @@ class Server:
         self.failure: LogFailed | None = None
         self._listeners: list[asyncio.Server] = []
         self._gone = asyncio.Event()
-        self._is_stopping = False
+        self.is_stopping = False
         self.is_durable = bool(getattr(store, "is_durable", False))
         self._bound_path = ""
         self._gets_of_closed = 0
@@ -61,7 +68,7 @@ class Server:
 
     def admit(self, connection: Connection) -> FastFeatError | None:
         """Counts a new connection in; the error to send it where it is one too many."""
-        if self._is_stopping:
+        if self.is_stopping:
             return FastFeatError("the server is stopping; connect again when it is back")
         if len(self.connections) >= self.config.connections_max:
             return refuse(self.config.connections_max)
@@ -77,7 +84,17 @@ class Server:
 
     def info(self) -> dict[str, Any]:
         gets = self._gets_of_closed + sum(connection.session.gets for connection in self.connections)
-        return {"connections": len(self.connections), "gets": gets, "loads": len(self.loads)}
+        counts: dict[str, Any] = {"connections": len(self.connections), "gets": gets, "loads": len(self.loads)}
+        return counts | {"process": self.role, "pid": os.getpid()} if self.role else counts
+
+    def first_load(self) -> int:
+        """The number of the first load of a connection."""
+        return 1
+
+    def position(self) -> int:
+        """Writes below it are visible here."""
+        position: int = self.store.position
+        return position
 
     def note(self, error: BaseException) -> None:
         """Logs an error that is nobody's but ours; remembers one that the server must end for."""
@@ -96,18 +113,15 @@ class Server:
 
     # Listening --------------------------------------------------------------------------------------------------------
 
-    async def listen(self) -> None:
-        if self.config.host:
-            for sock in tcp_sockets(self.config):
-                await self._listen_at(self.loop.create_server(lambda: Connection(self), sock=sock, backlog=BACKLOG))
-                host, port = sock.getsockname()[:2]
-                self.addresses.append(f"fastfeat://[{host}]:{port}" if ":" in host else f"fastfeat://{host}:{port}")
-        if self.config.unix_socket:
-            sock = unix_socket(self.config.unix_socket)
+    async def listen(self, sockets: list[socket.socket] | None = None) -> None:
+        """On bound sockets, or on those that the settings name."""
+        if sockets is None:
+            sockets = bound_sockets(self.config)
             self._bound_path = self.config.unix_socket
-            await self._listen_at(self.loop.create_unix_server(lambda: Connection(self), sock=sock, backlog=BACKLOG))
-            self.addresses.append(f"fastfeat+unix://{os.path.abspath(self.config.unix_socket)}")
-
+        for sock in sockets:
+            create = self.loop.create_unix_server if sock.family == socket.AF_UNIX else self.loop.create_server
+            self._listeners.append(await create(lambda: Connection(self), sock=sock, backlog=BACKLOG))
+            self.addresses.append(address_of(sock))
         if self.is_durable:
             self._look_at_the_log()
 
@@ -115,22 +129,17 @@ class Server:
         """With fsync "interval" a sync may fail that no write waits for."""
         if (error := self.store.log_failure) is not None:
             self.note(error)
-        elif not self._is_stopping:
+        elif not self.is_stopping:
             self.loop.call_later(LOOK_SECONDS, self._look_at_the_log)
-
-    async def _listen_at(self, listening: Any) -> None:
-        self._listeners.append(await listening)
 
     async def stop(self) -> None:
         """Accepts nobody, answers what was asked, and closes, within drain_seconds (within one if the log failed)."""
-        if self._is_stopping:
+        if self.is_stopping:
             return
-        self._is_stopping = True
+        self.is_stopping = True
         for listener in self._listeners:
             listener.close()
-        if self._bound_path:
-            with suppress(OSError):
-                os.unlink(self._bound_path)
+        remove_bound_path(self._bound_path)
         for connection in list(self.connections):
             connection.stop()
         if self.connections:
@@ -151,6 +160,27 @@ class Server:
 def lower_priority() -> None:
     """Lets this thread yield to the event loop. Linux takes a thread's number where POSIX says process."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), MAINTENANCE_NICENESS)
+
+
+def bound_sockets(config: Config) -> list[socket.socket]:
+    """Of every address that the settings name. Raises DataError: in use, or not loopback."""
+    sockets = tcp_sockets(config) if config.host else []
+    if config.unix_socket:
+        try:
+            sockets.append(unix_socket(config.unix_socket))
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            raise
+    return sockets
+
+
+def address_of(sock: socket.socket) -> str:
+    """The URL that `fastfeat.connect` takes."""
+    if sock.family == socket.AF_UNIX:
+        return f"fastfeat+unix://{os.path.abspath(sock.getsockname())}"
+    host, port = sock.getsockname()[:2]
+    return f"fastfeat://[{host}]:{port}" if ":" in host else f"fastfeat://{host}:{port}"
 
 
 def tcp_sockets(config: Config) -> list[socket.socket]:
@@ -199,6 +229,13 @@ def unix_socket(path: str) -> socket.socket:
     return sock
 
 
+def remove_bound_path(path: str) -> None:
+    """The path of a unix socket of ours, which a stop leaves to nobody."""
+    if path:
+        with suppress(OSError):
+            os.unlink(path)
+
+
 def remove_dead_socket(path: str) -> None:
     try:
         mode = os.lstat(path).st_mode
@@ -232,22 +269,40 @@ def serve(store: Any, config: Config | None = None, *, ready: Callable[[Server],
     ready: called with the Server once it accepts connections.
     Raises LogFailed as soon as a sync of the store's log failed and those who waited were told.
     """
+    run_server(lambda: start(store, config), ready=ready)
+
+
+def run_server(
+    start: Callable[[], Awaitable[Server]],
+    *,
+    ready: Callable[[Server], object] | None = None,
+    lifeline: Lifeline | None = None,
+) -> None:
+    """Starts a server in a new event loop; else as `serve`. It stops at the end of the lifeline too."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve_until_signal(store, config, ready))
+        runner.run(serve_until_signal(start, ready, lifeline))
 
 
-async def serve_until_signal(store: Any, config: Config | None, ready: Callable[[Server], object] | None) -> None:
+async def serve_until_signal(
+    start: Callable[[], Awaitable[Server]], ready: Callable[[Server], object] | None, lifeline: Lifeline | None
+) -> None:
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
-    server = await start(store, config)
+    server = await start()
     if ready is not None:
         ready(server)
-    asked, failed = asyncio.ensure_future(signals.get()), asyncio.ensure_future(server.failed.wait())
-    await wait_for_one(asked, failed)
+    reasons: list[asyncio.Future[Any]] = [
+        asyncio.ensure_future(signals.get()),
+        asyncio.ensure_future(server.failed.wait()),
+    ]
+    if lifeline is not None:
+        lifeline.tell(READY)
+        reasons.append(asyncio.ensure_future(lifeline.ended()))
+    await wait_for_one(*reasons)
     await wait_for_one(asyncio.ensure_future(server.stop()), asyncio.ensure_future(signals.get()))
     if server.failure is not None:
         raise server.failure

@@ -1,0 +1,203 @@
+"""`fastfeat serve --workers N`: the process that holds the sockets and keeps the others alive.
+
+    supervisor --lifeline--> writer    owns the store; listens on writer.sock alone
+        |
+        +------lifeline, sockets--> worker 0 .. N-1    accept from the same sockets
+
+Promises: a process that dies is replaced at once, more slowly where it keeps dying. What was still to be accepted when
+          a worker died is accepted by another, as the sockets are ours. At a stop workers drain before the writer
+          ends. No child outlives us (see lifeline.py).
+Errors:   the first start of a process must succeed; a failed log ends everything: the exit code is the process's own,
+          which has said why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from .config import Config, as_environment
+from .lifeline import FAILED, READY, words
+from .server import BACKLOG, address_of, bound_sockets, remove_bound_path
+
+Command = Callable[[int, bool], Sequence[str]]
+log = logging.getLogger("fastfeat.server")
+QUICK_SECONDS: Final = 1.0  # a process that dies younger than this is started again more slowly
+BACKOFF_SECONDS: Final = 0.05
+BACKOFF_SECONDS_MAX: Final = 5.0
+KILL_SECONDS: Final = 2.0  # after the drain, for a worker to end
+
+
+class Child:
+    """One process after the other.
+
+    command:  the program and its arguments, of the number of its lifeline and of whether none was ready before.
+    is_ready: some process of it has answered.
+    """
+
+    def __init__(self, name: str, command: Command, environment: dict[str, str], fds: Sequence[int] = ()) -> None:
+        self.name = name
+        self.is_ready = asyncio.Event()
+        self._command = command
+        self._environment = environment
+        self._fds = fds
+        self._process: asyncio.subprocess.Process | None = None
+        self._has_failed = False
+        self._stopping = asyncio.Event()
+        self.ended = asyncio.ensure_future(self._keep())
+
+    async def stop(self, seconds: float | None) -> None:
+        """Ends it: asks, and kills it after so many seconds; None: however long it takes."""
+        self._stopping.set()
+        self.terminate()
+        done, _ = await asyncio.wait([self.ended], timeout=seconds)
+        if not done and self._process is not None:
+            log.warning("%s did not end within %g s and is killed", self.name, seconds)
+            with suppress(ProcessLookupError):
+                self._process.kill()
+        await self.ended
+
+    def terminate(self) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.terminate()
+
+    async def _keep(self) -> int:
+        """The exit code of the last process: we were stopped, or another one would not do better."""
+        loop = asyncio.get_running_loop()
+        delay = 0.0
+        while True:
+            begun = loop.time()
+            code = await self._live()
+            if self._stopping.is_set() or self._has_failed or (code >= 0 and not self.is_ready.is_set()):
+                return code
+            log.warning("%s ended with %d; it is started again", self.name, code)
+            if loop.time() - begun >= QUICK_SECONDS:
+                delay = 0.0
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay)
+                return code
+            delay = min(2 * delay + BACKOFF_SECONDS, BACKOFF_SECONDS_MAX)
+
+    async def _live(self) -> int:
+        """One process, from its start to its exit code (negative: of the signal)."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with ours:
+            with theirs:
+                # Why a group of its own: Ctrl-C at a terminal is for us, who stop the others in order.
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._command(theirs.fileno(), not self.is_ready.is_set()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    env=self._environment,
+                    pass_fds=(theirs.fileno(), *self._fds),
+                    process_group=0,
+                )
+            if self._stopping.is_set():
+                self.terminate()
+            while told := await words(ours):
+                if READY in told:
+                    self.is_ready.set()
+                self._has_failed |= FAILED in told
+            code = await self._process.wait()
+        self._process = None
+        return code
+
+
+class Supervisor:
+    """The writer and its workers.
+
+    writer: the writer's command, as Child takes it.
+    ready:  called with the URLs once all answer.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        writer: Command,
+        ready: Callable[[list[str]], object],
+    ) -> None:
+        self._config = config
+        self._writer_command = writer
+        self._ready = ready
+        self._signals: asyncio.Queue[int] = asyncio.Queue()
+        self._children: list[Child] = []
+
+    async def run(self) -> int:
+        """Serves until SIGTERM or SIGINT, or until a process ended for good; the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signals.put_nowait, number)
+        sockets = bound_sockets(self._config)  # what raises leaves nothing of ours behind
+        asked = asyncio.ensure_future(self._signals.get())
+        try:
+            for sock in sockets:
+                sock.listen(BACKLOG)
+            await self._serve(sockets, asked)
+        finally:
+            for sock in sockets:
+                sock.close()
+            remove_bound_path(self._config.unix_socket)
+            code = await self._stop()
+            asked.cancel()
+        return code
+
+    async def _serve(self, sockets: list[socket.socket], asked: asyncio.Future[int]) -> None:
+        """Returns when we are to stop."""
+        environment = as_environment(self._config)
+        self._children = [writer := Child("writer", self._writer_command, environment)]
+        if not await self._all_ready([writer], asked):
+            return
+        fds = [sock.fileno() for sock in sockets]
+        for index in range(self._config.workers):
+            self._children.append(Child(f"worker {index}", worker_command(index, fds), environment, fds))
+        if await self._all_ready(self._children, asked):
+            self._ready([address_of(sock) for sock in sockets])
+            await asyncio.wait([asked, *self._endings()], return_when=asyncio.FIRST_COMPLETED)
+
+    async def _all_ready(self, children: Sequence[Child], asked: asyncio.Future[int]) -> bool:
+        """False where we are to stop before."""
+        ready = asyncio.gather(*(child.is_ready.wait() for child in children))
+        reasons: list[asyncio.Future[Any]] = [ready, asked, *self._endings()]
+        await asyncio.wait(reasons, return_when=asyncio.FIRST_COMPLETED)
+        if ready.done():
+            return not asked.done()
+        ready.cancel()
+        return False
+
+    def _endings(self) -> list[asyncio.Future[int]]:
+        return [child.ended for child in self._children]
+
+    async def _stop(self) -> int:
+        """Workers, then the writer; a second signal is passed on, which ends their drains."""
+        code = next((ended.result() for ended in self._endings() if ended.done()), 0)
+        again = asyncio.ensure_future(self._pass_on_signals())
+        seconds = self._config.drain_seconds + KILL_SECONDS
+        await asyncio.gather(*(child.stop(seconds) for child in self._children[1:]))
+        await asyncio.gather(*(child.stop(None) for child in self._children[:1]))
+        again.cancel()
+        return code
+
+    async def _pass_on_signals(self) -> None:
+        while True:
+            await self._signals.get()
+            for child in self._children:
+                child.terminate()
+
+
+def worker_command(index: int, fds: Sequence[int]) -> Command:
+    def command(lifeline: int, is_first: bool) -> list[str]:
+        return [sys.executable, "-m", "fastfeat_server.worker", *map(str, (index, lifeline, *fds))]
+
+    return command
+
+
+def supervise(config: Config, writer: Command, *, ready: Callable[[list[str]], object]) -> int:
+    """Serves with config.workers processes beside a writer's; the exit code. Raises DataError: cannot listen."""
+    return asyncio.run(Supervisor(config, writer, ready).run())
