@@ -56,6 +56,8 @@ from .messages import (
     result_of,
     time_us,
     view_name,
+    wait_params,
+    written,
 )
 
 if TYPE_CHECKING:
@@ -66,13 +68,17 @@ T = TypeVar("T")
 
 
 class Link(asyncio.Protocol):
-    """One connection: requests out, replies matched to them by id."""
+    """One connection: requests out, replies matched to them by id.
+
+    seen: writes up to this position are visible to it.
+    """
 
     def __init__(self, address: Address, frame_size_max: int) -> None:
         self.address = address
         self.session = ClientSession(frame_size_max)
         self.plans: dict[Wanted, asyncio.Task[tuple[PreparedPlan, int]]] = {}
         self.is_open = False
+        self.seen = 0
         self._splitter = FrameSplitter(frame_size_max)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._transport: asyncio.Transport
@@ -166,6 +172,7 @@ class AsyncClient:
     timeout:      seconds for each answer; None waits for ever.
     retries:      how often a read is tried again on a new connection when the old one fails; writes never are.
     connections:  over which requests are spread in turn.
+    read_your_writes: as for Client.
     """
 
     def __init__(
@@ -176,11 +183,14 @@ class AsyncClient:
         retries: int = 2,
         connections: int = 1,
         frame_size_max: int = FRAME_SIZE_MAX,
+        read_your_writes: bool = False,
     ) -> None:
         self.address = Address.parse(url)
         self.timeout = timeout
         self.retries = retries
         self.frame_size_max = frame_size_max
+        self.read_your_writes = read_your_writes
+        self.position = 0
         self._links: list[Link | None] = [None] * connections
         self._locks = [asyncio.Lock() for _ in range(connections)]
         self._turn = 0
@@ -312,12 +322,17 @@ class AsyncClient:
     async def push(self, view: str | FeatureView, rows: object) -> int:
         """As Client.push."""
         params = push_params(view, rows)
-        return expect_int(await self._once(lambda link: link.call("PUSH", params)), "PUSH")
+        return self._written(await self._once(lambda link: link.call("PUSH", params)), "PUSH")
 
     async def delete(self, view: str | FeatureView, entity_rows: Sequence[Mapping[str, object]]) -> int:
         """As Client.delete."""
         params = delete_params(view, entity_rows)
-        return expect_int(await self._once(lambda link: link.call("DELETE", params)), "DELETE")
+        return self._written(await self._once(lambda link: link.call("DELETE", params)), "DELETE")
+
+    def _written(self, result: object, method: str) -> int:
+        created_us, position = written(result, method)
+        self.position = max(self.position, position)
+        return created_us
 
     async def load(
         self,
@@ -375,10 +390,17 @@ class AsyncClient:
 
     async def _read(self, call: Callable[[Link], Awaitable[T]]) -> T:
         """Calls with a connection; again with a new one where the connection failed, which a read may."""
+
+        async def read(link: Link) -> T:
+            if (position := self.position) > link.seen:
+                await link.call("WAIT", wait_params(position, self.timeout))
+                link.seen = max(link.seen, position)
+            return await call(link)
+
         attempt = 0
         while True:
             try:
-                return await self._once(call)
+                return await self._once(read if self.position else call)
             except (Disconnected, ConnectFailed, UnknownPlan):
                 attempt += 1
                 if attempt > self.retries or self._is_closed:
@@ -427,7 +449,8 @@ class AsyncClient:
         except (OSError, TimeoutError) as error:
             raise ConnectFailed(f"no server at {self.address}: {error}; is `fastfeat serve` running there?") from error
         try:
-            link.session.greeted(await self._in_time(link.answer(*link.session.hello(CLIENT_NAME))))
+            options = {"positions": True} if self.read_your_writes else {}
+            link.session.greeted(await self._in_time(link.answer(*link.session.hello(CLIENT_NAME, **options))))
         except BaseException:
             link.close()
             raise
@@ -441,6 +464,7 @@ async def connect_async(
     retries: int = 2,
     connections: int = 1,
     frame_size_max: int = FRAME_SIZE_MAX,
+    read_your_writes: bool = False,
 ) -> AsyncClient:
     """An AsyncClient of the server at a URL as `connect` takes. Raises as it does."""
     kind = AsyncClient
@@ -448,6 +472,13 @@ async def connect_async(
         from .shared import AsyncSharedClient
 
         kind = AsyncSharedClient
-    client = kind(url, timeout=timeout, retries=retries, connections=connections, frame_size_max=frame_size_max)
+    client = kind(
+        url,
+        timeout=timeout,
+        retries=retries,
+        connections=connections,
+        frame_size_max=frame_size_max,
+        read_your_writes=read_your_writes,
+    )
     await client._begin()
     return client

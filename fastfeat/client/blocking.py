@@ -63,6 +63,8 @@ from .messages import (
     result_of,
     time_us,
     view_name,
+    wait_params,
+    written,
 )
 
 if TYPE_CHECKING:
@@ -83,9 +85,17 @@ class Connection:
     """One socket and its session. For one thread at a time.
 
     is_clean: no answer is outstanding, so the connection can be used again.
+    seen:     writes up to this position are visible to it.
     """
 
-    def __init__(self, address: Address, timeout: float | None, frame_size_max: int, spin_us: float = 0) -> None:
+    def __init__(
+        self,
+        address: Address,
+        timeout: float | None,
+        frame_size_max: int,
+        spin_us: float = 0,
+        positions: bool = False,
+    ) -> None:
         self.address = address
         self.spin_ns = int(spin_us * 1000)
         self.timeout = timeout
@@ -94,9 +104,11 @@ class Connection:
         self.plans: dict[Wanted, tuple[PreparedPlan, int]] = {}
         self.socket = address.connect(timeout)
         self.is_clean = True
+        self.seen = 0
         try:
             self._set_timeout()
-            self.session.greeted(self._answer(*self.session.hello(CLIENT_NAME)))
+            options = {"positions": True} if positions else {}
+            self.session.greeted(self._answer(*self.session.hello(CLIENT_NAME, **options)))
         except BaseException:
             self.socket.close()
             raise
@@ -165,6 +177,12 @@ class Connection:
     def call(self, method: str, params: object) -> object:
         """One request, its result. Raises the server's error as the same class, or TransportError."""
         return self._answer(*self.session.request(method, params))
+
+    def after(self, position: int) -> None:
+        """Returns when writes up to the position are visible to this connection's reads. Raises NotYetVisible."""
+        if position > self.seen:
+            self.call("WAIT", wait_params(position, self.timeout))
+            self.seen = position
 
     def _answer(self, request_id: int, frame: bytes) -> object:
         self.send(frame)
@@ -287,6 +305,8 @@ class Client:
     pool_size:    idle connections kept.
     spin_us:      how long an answer is waited for awake before the thread sleeps (0: not at all). Waking up costs tens
                   of microseconds on many machines; staying awake costs this much processor time at most per answer.
+    read_your_writes: a read waits until the writes made before it through this client are visible to it, whichever
+                  of a server's processes answers. `position` is that of the last of them.
     """
 
     def __init__(
@@ -298,6 +318,7 @@ class Client:
         pool_size: int = 8,
         frame_size_max: int = FRAME_SIZE_MAX,
         spin_us: float = SPIN_US,
+        read_your_writes: bool = False,
     ) -> None:
         if not 0 <= spin_us <= SPIN_US_MAX:
             raise DataError(f"spin_us={spin_us!r}: give microseconds from 0 (sleep at once) to {SPIN_US_MAX}")
@@ -309,6 +330,8 @@ class Client:
         self.retries = retries
         self.pool_size = pool_size
         self.frame_size_max = frame_size_max
+        self.read_your_writes = read_your_writes
+        self.position = 0
         self._idle: deque[Connection] = deque()
         self._is_closed = False
         self._wanted = WantedFeatures()
@@ -406,13 +429,17 @@ class Client:
 
     def push(self, view: str | FeatureView, rows: object) -> int:
         """Adds rows (a dict, a list of dicts, or Arrow), all or none; their created time in microseconds."""
-        params = push_params(view, rows)
-        return expect_int(self._write(Connection.call, "PUSH", params), "PUSH")
+        return self._written(self._write(Connection.call, "PUSH", push_params(view, rows)), "PUSH")
 
     def delete(self, view: str | FeatureView, entity_rows: Sequence[Mapping[str, object]]) -> int:
         """Takes every row of these entities created before now out of every answer; that moment in microseconds."""
-        params = delete_params(view, entity_rows)
-        return expect_int(self._write(Connection.call, "DELETE", params), "DELETE")
+        return self._written(self._write(Connection.call, "DELETE", delete_params(view, entity_rows)), "DELETE")
+
+    def _written(self, result: object, method: str) -> int:
+        """The created time of a write; its position is remembered."""
+        created_us, position = written(result, method)
+        self.position = max(self.position, position)
+        return created_us
 
     def load(
         self,
@@ -455,6 +482,8 @@ class Client:
         attempt = 0
         while True:
             try:
+                if self.position:
+                    return self._with_connection(read_after, self.position, call, *args, **kwargs)
                 return self._with_connection(call, *args, **kwargs)
             except (Disconnected, ConnectFailed, UnknownPlan):
                 attempt += 1
@@ -493,7 +522,7 @@ class Client:
     def _connect(self) -> Connection:
         if self._is_closed:
             raise LocalProtocolError("the client is closed; connect again")
-        return Connection(self.address, self.timeout, self.frame_size_max, self.spin_us)
+        return Connection(self.address, self.timeout, self.frame_size_max, self.spin_us, self.read_your_writes)
 
     def _release(self, connection: Connection) -> None:
         if connection.is_clean and not self._is_closed and len(self._idle) < self.pool_size:
@@ -514,6 +543,7 @@ def connect(
     pool_size: int = 8,
     frame_size_max: int = FRAME_SIZE_MAX,
     spin_us: float = SPIN_US,
+    read_your_writes: bool = False,
 ) -> Client:
     """A Client of the server at `fastfeat://host:port`, `fastfeat+unix:///path` or, on its machine, `fastfeat+shm://NAME`.
 
@@ -525,8 +555,26 @@ def connect(
 
         kind = SharedClient
     return kind(
-        url, timeout=timeout, retries=retries, pool_size=pool_size, frame_size_max=frame_size_max, spin_us=spin_us
+        url,
+        timeout=timeout,
+        retries=retries,
+        pool_size=pool_size,
+        frame_size_max=frame_size_max,
+        spin_us=spin_us,
+        read_your_writes=read_your_writes,
     )
+
+
+def read_after(
+    connection: Connection,
+    position: int,
+    call: Callable[Concatenate[Connection, P], R],
+    /,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> R:
+    connection.after(position)
+    return call(connection, *args, **kwargs)
 
 
 def forget_connections() -> None:

@@ -16,6 +16,7 @@ from ..result import Result
 from ..times import to_us
 
 CLIENT_NAME = "fastfeat-python"
+WAIT_SECONDS = 10.0  # for a write of our own to become visible elsewhere
 
 if TYPE_CHECKING:
     from ..schema import FeatureView
@@ -73,6 +74,18 @@ def expect_int(result: object, method: str) -> int:
     if not isinstance(result, int) or isinstance(result, bool):
         raise RemoteProtocolError(f"reply to {method} is {result!r:.60}, not an integer")
     return result
+
+
+def written(result: object, method: str) -> tuple[int, int]:
+    """Created time and position of a write; 0 where its connection did not ask for positions."""
+    if isinstance(result, list) and len(result) == 2:
+        return expect_int(result[0], method), expect_int(result[1], method)
+    return expect_int(result, method), 0
+
+
+def wait_params(position: int, timeout: float | None) -> list[Any]:
+    """Of WAIT. Half of the client's time: the server's answer that it was too little is to come within it."""
+    return [position, WAIT_SECONDS if timeout is None else min(WAIT_SECONDS, timeout / 2)]
 
 
 def expect_map(result: object, method: str) -> dict[str, Any]:

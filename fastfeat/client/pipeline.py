@@ -25,7 +25,6 @@ from .messages import (
     answer_params,
     answered_result,
     delete_params,
-    expect_int,
     matrix_format,
     matrix_target,
     push_params,
@@ -61,7 +60,10 @@ class Pending(Generic[T]):
 
 
 class Pipeline:
-    """Collects requests on one connection; they go out when the block ends without an error. Nothing is retried."""
+    """Collects requests on one connection; they go out when the block ends without an error. Nothing is retried.
+
+    With `read_your_writes` its reads see what was written before the block, not what the block itself writes.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -71,6 +73,11 @@ class Pipeline:
 
     def __enter__(self) -> Self:
         self._connection = self._client._checkout()
+        try:
+            self._connection.after(self._client.position)
+        except BaseException:
+            self._client._release(self._connection)
+            raise
         return self
 
     def __exit__(
@@ -133,12 +140,12 @@ class Pipeline:
 
     def push(self, view: str | FeatureView, rows: object) -> Pending[int]:
         """As Client.push."""
-        pending = Pending(lambda result: expect_int(result, "PUSH"))
+        pending = Pending(lambda result: self._client._written(result, "PUSH"))
         return self._add(*self._open().session.request("PUSH", push_params(view, rows)), pending)
 
     def delete(self, view: str | FeatureView, entity_rows: Sequence[Mapping[str, object]]) -> Pending[int]:
         """As Client.delete."""
-        pending = Pending(lambda result: expect_int(result, "DELETE"))
+        pending = Pending(lambda result: self._client._written(result, "DELETE"))
         return self._add(*self._open().session.request("DELETE", delete_params(view, entity_rows)), pending)
 
     def _open(self) -> Connection:
