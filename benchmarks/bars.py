@@ -44,6 +44,9 @@ GROUPS = {
     "concurrent": "concurrent:measure",
     "durable": "durable:measure",
     "history": "history:measure",
+    "shared.read": "shared:measure_read",
+    "shared.restart": "shared:measure_restart",
+    "shared.full": "shared:measure_full",
 }
 SIGNS = {"at_most": "<=", "at_least": ">="}
 DISTRIBUTIONS = ("fastfeat", "numpy", "pyarrow", "msgpack", "uvloop", "cython", "redis", "hiredis")

@@ -436,7 +436,7 @@ class Log:
         while True:
             while isinstance(frame := read_frame(segment, data, position), Frame):
                 position, durable, self._is_marked = frame.end, frame.durable, frame.kind == CLOSED
-            written = last_written(data)
+            written = last_written(data[: written_size(self._files, segment.path)])
             promised = find_promise(segment, data, position, written)
             # Where this only reads, the owner may have written on meanwhile: then a frame is here now.
             if not promised or isinstance(read_frame(segment, data, position), str):
@@ -563,6 +563,14 @@ def read_whole(files: Files, path: str) -> memoryview:
         return files.read(path)
     except OSError as error:
         raise StorageError(f"reading {path}: {error}; nothing is known about what it holds") from error
+
+
+def written_size(files: Files, path: str) -> int:
+    """Rounded up to whole words."""
+    try:
+        return -(-files.written_size(path) // WORD.itemsize) * WORD.itemsize
+    except OSError as error:
+        raise StorageError(f"looking for the end of {path}: {error}; nothing is known about what it holds") from error
 
 
 def check_chain(pair: Sequence[Segment]) -> None:
