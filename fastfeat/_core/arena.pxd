@@ -1,5 +1,6 @@
 from libc.stdint cimport uint8_t, uint64_t
 
+from .atomics cimport atomic_load_u64
 from .layout cimport ArenaHeader, HeapHeader
 from .readers cimport Readers, ReaderSlots
 
@@ -21,6 +22,12 @@ cdef class Arena:
     cdef list replaced            # catalogues that readers may still see: (epoch, offset, size)
     cdef make(self, bytes seed, uint64_t generation)
     cdef take_up(self)
+
+# Where what readers may touch ends. Why not at `limit`: a file's pages from here on need not exist, and where the file
+# system is full, even a load of such a page kills. Whoever loads an offset (acquire) and then this sees it covered.
+cdef inline uint64_t arena_end(const ArenaView* arena) noexcept nogil:
+    return atomic_load_u64(&arena.header.backed)
+
 
 # Extents: whole pages, from a list of free ones or from the untouched end. 0: full. `urgent` may use the reserve.
 cdef uint64_t extent_alloc(ArenaView* arena, uint64_t size, bint urgent) noexcept nogil

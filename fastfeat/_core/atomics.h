@@ -3,6 +3,7 @@
 #define FASTFEAT_ATOMICS_H
 
 #include <stdint.h>
+#include <string.h>
 
 static inline uint64_t atomic_load_u64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void atomic_store_u64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
@@ -24,6 +25,28 @@ static inline void cpu_relax(void) {
     __builtin_ia32_pause();
 #endif
 }
+
+/* Loads of bytes that may be anything and may change meanwhile: each happens once, and the compiler can't look again
+   after a check. The addresses of all but the 16-bit one may be misaligned. */
+static inline uint32_t load_once_u16(const uint16_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline uint32_t load_once_u32(const void *p) {
+    uint32_t v;
+    memcpy(&v, p, sizeof v);
+    __asm__("" : "+r"(v));
+    return v;
+}
+static inline uint64_t load_once_u64(const void *p) {
+    uint64_t v;
+    memcpy(&v, p, sizeof v);
+    __asm__("" : "+r"(v));
+    return v;
+}
+static inline void copy_once(void *to, const void *from, size_t size) {
+    memcpy(to, from, size);
+    __asm__ __volatile__("" ::: "memory");
+}
+
+#define ff_unlikely(condition) __builtin_expect(!!(condition), 0)
 static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
 
 #endif

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "atomics.h" nogil:
@@ -12,6 +12,11 @@ cdef extern from "atomics.h" nogil:
     uint64_t atomic_exchange_u64(uint64_t* p, uint64_t v) noexcept
     void atomic_fence() noexcept
     void cpu_relax() noexcept
+    uint32_t load_once_u16(const uint16_t* p) noexcept
+    uint32_t load_once_u32(const void* p) noexcept
+    uint64_t load_once_u64(const void* p) noexcept
+    void copy_once(void* to, const void* source, size_t size) noexcept
+    bint ff_unlikely(bint condition) noexcept
     void prefetch(const void* p) noexcept
 
 

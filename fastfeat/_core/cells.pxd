@@ -69,10 +69,13 @@ cdef void read_float32(
 cdef void column_valid(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* valid) noexcept nogil
 cdef void column_fixed(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* data) noexcept nogil
 cdef uint64_t column_offsets(
-    const PlanFeature* feature, const uint8_t** rows, int64_t count, uint32_t* offsets
+    const PlanFeature* feature, const TableView* table, const uint8_t** rows, int64_t count, uint32_t* offsets
 ) noexcept nogil
-cdef uint64_t column_size(const PlanFeature* feature, const uint8_t** rows, int64_t count) noexcept nogil
+cdef uint64_t column_size(
+    const PlanFeature* feature, const TableView* table, const uint8_t** rows, int64_t count
+) noexcept nogil
 cdef void column_bytes(
-    const PlanFeature* feature, const TableView* table, const uint8_t** rows, int64_t count, uint8_t* data
+    const PlanFeature* feature, const TableView* table, const uint8_t** rows, int64_t count, const uint32_t* offsets,
+    uint8_t* data,
 ) noexcept nogil
 cdef int value_write(const PlanFeature* feature, const TableView* table, const uint8_t* row, Writer* out) noexcept nogil

@@ -8,6 +8,10 @@
 
 Promise:     no Python object; no allocation but the writer's own growth.
 Concurrency: the caller holds a pin from the first look-up to the last byte copied.
+Safety:      a reader that lost its pin may find anything in a row, changing while it reads (see timeline.pyx). A row
+             lies inside of the arena; what its cells point at is held to the arena by cell_bytes, each cell read once,
+             and a list's elements to the list. A column's bytes fill exactly what its offsets said before. What does
+             not fit is empty or zero.
 Errors:      none but the writer's codes: a value that is absent is NaN, zero bytes with valid 0, or nil.
 """
 
@@ -15,16 +19,20 @@ from libc.math cimport NAN
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from .atomics cimport prefetch
+from .arena cimport arena_end
+from .atomics cimport ff_unlikely, load_once_u32, load_once_u64, prefetch
 from .codec cimport (
     CODEC_OK, Writer, writer_array, writer_bin, writer_bool, writer_float32, writer_float64, writer_int, writer_nil,
     writer_str, writer_uint,
 )
 from .columns cimport (
     BOOL, BYTES, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, STRING, TIMESTAMP, UINT8, UINT16, UINT64, VECTOR, Cell,
-    cell_double, row_heap, row_is_null,
+    cell_double, row_is_null,
 )
+from .columns import HEAP_SIZE_MAX
 from .timeline cimport timelines_as_of
+
+cdef uint64_t heap_size_max = HEAP_SIZE_MAX
 
 cdef enum:
     AHEAD = 8                 # rows on their way from memory while one is copied; more only queue for line buffers
@@ -168,41 +176,83 @@ cdef void column_fixed(const PlanFeature* feature, const uint8_t** rows, int64_t
         data += feature.width
 
 
+cdef inline const uint8_t* cell_bytes(
+    const PlanFeature* feature, const TableView* table, const uint8_t* row, uint32_t* size,
+) noexcept nogil:
+    """A variable cell's bytes and their number, which it reads once; NULL and 0 where there are none."""
+    cdef uint64_t word = load_once_u64(row + feature.offset)
+    cdef Cell cell
+    cdef uint64_t arena_size
+    cdef uint64_t heap_at
+    cdef uint64_t end
+    size[0] = 0
+    memcpy(&cell, &word, sizeof(Cell))
+    if cell.size == 0:
+        return NULL
+    heap_at = load_once_u64(row + table.heap_offset)
+    end = <uint64_t>cell.offset + cell.size
+    arena_size = arena_end(&table.arena)
+    if ff_unlikely(end > heap_size_max or heap_at > arena_size or end + 8 > arena_size - heap_at):
+        return NULL
+    size[0] = cell.size
+    return table.arena.base + heap_at + 8 + cell.offset
+
+
+cdef inline const uint8_t* value_bytes(
+    const PlanFeature* feature, const TableView* table, const uint8_t* row, uint32_t* size,
+) noexcept nogil:
+    """cell_bytes where there is a value; NULL and 0 otherwise."""
+    if has_value(feature, row):
+        return cell_bytes(feature, table, row, size)
+    size[0] = 0
+    return NULL
+
+
 cdef uint64_t column_offsets(
-    const PlanFeature* feature, const uint8_t** rows, int64_t count, uint32_t* offsets,
+    const PlanFeature* feature, const TableView* table, const uint8_t** rows, int64_t count, uint32_t* offsets,
 ) noexcept nogil:
     """Where each entity's bytes begin; returns their sum."""
     cdef int64_t i
     cdef uint64_t at = 0
+    cdef uint32_t size
     for i in range(count):
         offsets[i] = <uint32_t>at
-        if has_value(feature, rows[i]):
-            at += (<const Cell*>(rows[i] + feature.offset)).size
+        value_bytes(feature, table, rows[i], &size)
+        at += size
     offsets[count] = <uint32_t>at
     return at
 
 
-cdef uint64_t column_size(const PlanFeature* feature, const uint8_t** rows, int64_t count) noexcept nogil:
+cdef uint64_t column_size(
+    const PlanFeature* feature, const TableView* table, const uint8_t** rows, int64_t count,
+) noexcept nogil:
     """Bytes of a variable feature's values."""
     cdef int64_t i
-    cdef uint64_t size = 0
+    cdef uint64_t sum = 0
+    cdef uint32_t size
     for i in range(count):
-        if has_value(feature, rows[i]):
-            size += (<const Cell*>(rows[i] + feature.offset)).size
-    return size
+        value_bytes(feature, table, rows[i], &size)
+        sum += size
+    return sum
 
 
 cdef void column_bytes(
-    const PlanFeature* feature, const TableView* table, const uint8_t** rows, int64_t count, uint8_t* data,
+    const PlanFeature* feature, const TableView* table, const uint8_t** rows, int64_t count, const uint32_t* offsets,
+    uint8_t* data,
 ) noexcept nogil:
+    """The bytes that column_offsets counted; zero where a cell is no longer what it was then."""
     cdef int64_t i
-    cdef const Cell* cell
+    cdef const uint8_t* value
+    cdef uint32_t size
+    cdef uint32_t counted
     for i in range(count):
-        if has_value(feature, rows[i]):
-            cell = <const Cell*>(rows[i] + feature.offset)
-            if cell.size:
-                memcpy(data, row_heap(table.arena.base, rows[i], table.heap_offset) + cell.offset, cell.size)
-                data += cell.size
+        counted = offsets[i + 1] - offsets[i]
+        if counted:
+            value = value_bytes(feature, table, rows[i], &size)
+            if ff_unlikely(size != counted):
+                memset(data + offsets[i], 0, counted)
+            else:
+                memcpy(data + offsets[i], value, counted)
 
 
 # --- msgpack values
@@ -237,29 +287,42 @@ cdef inline int64_t int_cell(uint8_t kind, const uint8_t* cell) noexcept nogil:
     return (<const uint32_t*>cell)[0]
 
 
+cdef int texts_write(const PlanFeature* feature, const uint8_t* data, uint32_t size, Writer* out) noexcept nogil:
+    """A list of strings or bytes: count u32, sizes u32 each, then the bytes."""
+    cdef uint32_t count = load_once_u32(data) if size >= 4 else 0
+    cdef uint32_t text_size
+    cdef uint32_t i
+    cdef uint64_t at = 4 + 4 * <uint64_t>count
+    cdef int code
+    if ff_unlikely(at > size):
+        count = 0
+    code = writer_array(out, count)
+    for i in range(count):
+        text_size = load_once_u32(data + 4 + 4 * i)
+        if ff_unlikely(text_size > size - at):
+            text_size = 0
+        if code == CODEC_OK and feature.element_kind == STRING:
+            code = writer_str(out, data + at, text_size)
+        elif code == CODEC_OK:
+            code = writer_bin(out, data + at, text_size)
+        at += text_size
+    return code
+
+
 cdef int list_write(const PlanFeature* feature, const uint8_t* data, uint32_t size, Writer* out) noexcept nogil:
     """A list's heap bytes as a msgpack array."""
     cdef uint32_t count
     cdef uint32_t i
-    cdef const uint8_t* text
+    cdef uint64_t element              # aligned, as elements behind a string are not
     cdef int code
     if feature.element_kind == STRING or feature.element_kind == BYTES:
-        memcpy(&count, data, 4)
-        code = writer_array(out, count)
-        text = data + 4 + 4 * count
-        for i in range(count):
-            memcpy(&size, data + 4 + 4 * i, 4)
-            if code == CODEC_OK and feature.element_kind == STRING:
-                code = writer_str(out, text, size)
-            elif code == CODEC_OK:
-                code = writer_bin(out, text, size)
-            text += size
-        return code
+        return texts_write(feature, data, size, out)
     count = size // feature.element_width
     code = writer_array(out, count)
     for i in range(count):
+        memcpy(&element, data + i * feature.element_width, feature.element_width)
         if code == CODEC_OK:
-            code = scalar_write(feature.element_kind, data + i * feature.element_width, out)
+            code = scalar_write(feature.element_kind, <const uint8_t*>&element, out)
     return code
 
 
@@ -267,8 +330,8 @@ cdef int value_write(
     const PlanFeature* feature, const TableView* table, const uint8_t* row, Writer* out,
 ) noexcept nogil:
     """One feature's value, nil where there is none."""
-    cdef const Cell* cell
     cdef const uint8_t* data
+    cdef uint32_t size
     cdef uint32_t i
     cdef int code
     if not has_value(feature, row):
@@ -281,10 +344,9 @@ cdef int value_write(
             if code == CODEC_OK:
                 code = scalar_write(feature.element_kind, row + feature.offset + i * feature.element_width, out)
         return code
-    cell = <const Cell*>(row + feature.offset)
-    data = row_heap(table.arena.base, row, table.heap_offset) + cell.offset if cell.size else NULL
+    data = cell_bytes(feature, table, row, &size)
     if feature.kind == STRING:
-        return writer_str(out, data, cell.size)
+        return writer_str(out, data, size)
     if feature.kind == BYTES:
-        return writer_bin(out, data, cell.size)
-    return list_write(feature, data, cell.size, out)
+        return writer_bin(out, data, size)
+    return list_write(feature, data, size, out)

@@ -57,10 +57,6 @@ cdef inline bint row_is_null(const uint8_t* row, uint32_t field) noexcept nogil:
     return (row[field >> 3] >> (field & 7)) & 1
 
 
-cdef inline const uint8_t* row_heap(const uint8_t* base, const uint8_t* row, uint32_t heap_offset) noexcept nogil:
-    return base + (<const uint64_t*>(row + heap_offset))[0] + 8
-
-
 # --- the keys of a batch: bytes back to back, 8 each or with offsets --------------------------------------------------
 
 cdef struct KeyView:

@@ -190,13 +190,16 @@ cdef list field_columns(Export e, Table table):
     for f in range(layout.fields_count):
         if not is_fixed(&feature[f]):
             offsets = np.empty(count + 1, np.uint32)
-            size = column_offsets(&feature[f], rows, count, <uint32_t*>cnp.PyArray_DATA(offsets))
+            size = column_offsets(&feature[f], &table.view, rows, count, <uint32_t*>cnp.PyArray_DATA(offsets))
             if size > OFFSET_MAX:
                 raise StorageError(
                     f"view {table.name!r}: field {layout.names[f]!r} takes {size} B in one shard, at most 2 GiB"
                 )
             data = np.empty(size, np.uint8)
-            column_bytes(&feature[f], &table.view, rows, count, <uint8_t*>cnp.PyArray_DATA(data))
+            column_bytes(
+                &feature[f], &table.view, rows, count, <const uint32_t*>cnp.PyArray_DATA(offsets),
+                <uint8_t*>cnp.PyArray_DATA(data),
+            )
             columns[f] = (columns[f][0], data, offsets)
     return columns
 

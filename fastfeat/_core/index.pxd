@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from .arena cimport ArenaView
+from .arena cimport ArenaView, arena_end
 from .atomics cimport atomic_load_u64
 from .layout cimport Slot
 
@@ -84,6 +84,38 @@ cdef inline Slot* slot_find(Slot* slots, uint64_t mask, uint64_t hash, uint64_t*
             at[0] = i
             return &slots[i & mask]
         i += 1
+
+
+# What readers do: the slots' word and the slots may be anything, see timeline.pyx.
+cdef enum:
+    NOWHERE = 1               # misaligned, so that no block lies there and whoever looks at it finds it torn
+
+
+cdef inline bint slots_are_inside(const ArenaView* arena, uint64_t word) noexcept nogil:
+    cdef uint64_t at = word & ~<uint64_t>63
+    cdef uint64_t end = arena_end(arena)
+    return at <= end and ((end - at) // sizeof(Slot)) >> (word & 63) != 0
+
+
+cdef inline uint64_t slots_next_block(const Slot* slots, uint64_t mask, uint64_t hash, uint64_t* at) noexcept nogil:
+    """Where the next block published under this hash lies, at or after position `at`, which moves past it.
+
+    `at` starts as the hash. 0: there is none. NOWHERE: every slot is taken, so these are no slots.
+    """
+    cdef uint64_t i = at[0]
+    cdef uint64_t found
+    cdef uint64_t block_at
+    while i - hash <= mask:
+        found = atomic_load_u64(&slots[i & mask].hash)
+        if found == 0:
+            return 0
+        if found == hash:
+            block_at = atomic_load_u64(&slots[i & mask].block_at)
+            if block_at != 0:
+                at[0] = i + 1
+                return block_at
+        i += 1
+    return NOWHERE
 
 
 cdef uint64_t slots_alloc(ArenaView* arena, uint32_t bits) noexcept nogil

@@ -6,7 +6,8 @@
 Promise:     no Python object per value; per batch a few. One kernel (timeline.pyx) answers every form.
 Concurrency: any number of threads may use one plan: each request takes an Answer of its own. The GIL is released for
              batches. The arena is pinned from the first look-up to the last byte copied.
-Errors:      DataError (keys, times, a feature without a float form), BeforeHistory for the whole request.
+Errors:      DataError (keys, times, a feature without a float form); for the whole request BeforeHistory, and
+             StorageError where the arena is damaged.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -17,7 +18,7 @@ cimport numpy as cnp
 
 import numpy as np
 
-from ..errors import BeforeHistory, DataError, UnknownFeature
+from ..errors import BeforeHistory, DataError, StorageError, UnknownFeature
 from .arena cimport arena_pin, arena_try_pin, arena_unpin
 from .cells cimport (
     PlanFeature, PlanRun, PlanView, PlanViewPart, Scratch, column_bytes, column_fixed, column_offsets, column_size,
@@ -29,7 +30,7 @@ from .codec cimport (
 from .columns cimport FLOAT64, STRING, VECTOR, FieldView, KeyView
 from .layout cimport EVER
 from .request cimport Request
-from .status cimport BEFORE_HISTORY
+from .status cimport BEFORE_HISTORY, TORN
 from .table cimport Clock, Table
 from .timeline cimport TableView, keys_hash
 from .values import TIME_MAX_US, TIME_MIN_US
@@ -320,6 +321,14 @@ cdef class Plan:
         cdef const uint8_t* found
         if cells == 0:
             return 0
+        found = <const uint8_t*>memchr(answer.scratch.statuses, TORN, cells)
+        if found != NULL:
+            at = found - answer.scratch.statuses
+            raise StorageError(
+                f"view {self.views[at // count]!r}: the arena is damaged: what it holds of entity {at % count}"
+                f" ({answer.request.describe(at % count)}) lies outside of it; restart its writer, which reads its log"
+                " again"
+            )
         found = <const uint8_t*>memchr(answer.scratch.statuses, BEFORE_HISTORY, cells)
         if found == NULL:
             return 0
@@ -421,6 +430,7 @@ cdef class Plan:
         cdef const PlanFeature* feature = &self.view.features[f]
         cdef int64_t count = answer.request.count
         cdef const uint8_t** rows = answer.scratch.rows + feature.view * count
+        cdef const TableView* table = self.view.views[feature.view].table
         cdef uint64_t size
         valid = np.empty(count, np.uint8)
         column_valid(feature, rows, count, <uint8_t*>cnp.PyArray_DATA(valid))
@@ -431,16 +441,19 @@ cdef class Plan:
             column_fixed(feature, rows, count, <uint8_t*>cnp.PyArray_DATA(data))
             return valid, data, None
         offsets = np.empty(count + 1, np.uint32)
-        size = column_offsets(feature, rows, count, <uint32_t*>cnp.PyArray_DATA(offsets))
+        size = column_offsets(feature, table, rows, count, <uint32_t*>cnp.PyArray_DATA(offsets))
         self.check_column_size(f, size)
         data = np.empty(size, np.uint8)
-        column_bytes(feature, self.view.views[feature.view].table, rows, count, <uint8_t*>cnp.PyArray_DATA(data))
+        column_bytes(
+            feature, table, rows, count, <const uint32_t*>cnp.PyArray_DATA(offsets), <uint8_t*>cnp.PyArray_DATA(data)
+        )
         return valid, data, offsets
 
     cdef int check_size(self, Answer answer, uint64_t size_max) except -1:
         """Hold the values to the limit before any of them is copied: a few keys may name much."""
         cdef int64_t count = answer.request.count
         cdef const PlanFeature* feature
+        cdef const TableView* table
         cdef uint64_t size = 0
         cdef uint32_t f
         for f in range(self.view.features_count):
@@ -448,7 +461,8 @@ cdef class Plan:
             if feature.kind < STRING or feature.kind == VECTOR:
                 size += <uint64_t> count * feature.width
             else:
-                size += column_size(feature, answer.scratch.rows + feature.view * count, count)
+                table = self.view.views[feature.view].table
+                size += column_size(feature, table, answer.scratch.rows + feature.view * count, count)
         if size > size_max:
             raise DataError(f"the reply needs over {size} B, a frame takes {size_max} B; ask for fewer entities")
         return 0
@@ -555,6 +569,7 @@ cdef class Plan:
         cdef int64_t count = answer.request.count
         cdef const PlanFeature* feature
         cdef const uint8_t** rows
+        cdef const TableView* table
         cdef uint32_t f
         cdef uint64_t size
         cdef uint8_t* at
@@ -565,6 +580,7 @@ cdef class Plan:
         for f in range(self.view.features_count):
             feature = &self.view.features[f]
             rows = answer.scratch.rows + feature.view * count
+            table = self.view.views[feature.view].table
             if feature.kind < STRING or feature.kind == VECTOR:
                 written(writer_array(out, 2))
                 column_valid(feature, rows, count, out_bin(out, count))
@@ -574,10 +590,10 @@ cdef class Plan:
                 written(writer_array(out, 3))
                 column_valid(feature, rows, count, out_bin(out, count))
                 offsets = np.empty(count + 1, np.uint32)
-                size = column_offsets(feature, rows, count, <uint32_t*>cnp.PyArray_DATA(offsets))
+                size = column_offsets(feature, table, rows, count, <uint32_t*>cnp.PyArray_DATA(offsets))
                 self.check_column_size(f, size)
                 at = out_bin(out, size)
-                column_bytes(feature, self.view.views[feature.view].table, rows, count, at)
+                column_bytes(feature, table, rows, count, <const uint32_t*>cnp.PyArray_DATA(offsets), at)
                 at = out_bin(out, 4 * (count + 1))
                 memcpy(at, cnp.PyArray_DATA(offsets), 4 * (count + 1))
         return 0

@@ -3,8 +3,8 @@ cdef enum Status:
     ARENA_FULL = 1
     NO_MEMORY = 2
 
-# Statuses of a read: part of the wire format, equal to fastfeat.Status. BEFORE_HISTORY never leaves the core: it
-# raises.
+# Statuses of a read: part of the wire format, equal to fastfeat.Status. BEFORE_HISTORY and TORN never leave the core:
+# they raise. TORN: what was read can't be what a writer wrote.
 cdef enum ReadStatus:
     PRESENT = 0
     NULL_VALUE = 1
@@ -12,5 +12,6 @@ cdef enum ReadStatus:
     EXPIRED = 3
     DELETED = 4
     BEFORE_HISTORY = 5
+    TORN = 255
 
 cdef int raise_for(Status status, object what) except -1

@@ -22,6 +22,11 @@ Ordering:    each acquire load here (block_at, head_at, count) pairs with the re
              A reader may see a head newer than its tail, whose directory then repeats the tail: harmless, as the tail
              was already searched.
 Concurrency: any number of readers under a pin; one writer per shard.
+Safety:      a reader of another process that was stopped for long loses its pin, and with it the promises above: what
+             it reads next may be anything and may change while it reads. So a reader loads each offset and count once
+             into a local, holds what it is about to read to the arena's bounds, and addresses by the locals alone. The
+             worst is then a wrong row or TORN, which is thrown away with the pin: no fault, no endless search, no
+             write beyond its own buffers. Writers, alone with their memory, use the unchecked functions of the .pxd.
 Errors:      none: the outcome of a read is a status.
 Source:      docs/SEMANTICS.md, "Point read".
 """
@@ -29,15 +34,27 @@ Source:      docs/SEMANTICS.md, "Point read".
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
-from .atomics cimport atomic_load_u32, atomic_load_u64, prefetch
+from .arena cimport arena_end
+from .atomics cimport (
+    atomic_load_u32, atomic_load_u64, copy_once, ff_unlikely, load_once_u16, load_once_u64, prefetch,
+)
 from .columns cimport KeyView, key_at, key_size
-from .index cimport Slot, hash_bytes, hash_u64, slot_find, slots_mask, slots_of
-from .layout cimport NEVER, BlockHeader, DirectoryEntry, TimelineHead
-from .status cimport BEFORE_HISTORY, DELETED, EXPIRED, NOT_FOUND, PRESENT
+from .index cimport (
+    NOWHERE, Slot, hash_bytes, hash_u64, slots_are_inside, slots_mask, slots_next_block, slots_of,
+)
+from .layout cimport BLOCK_HEADER_SIZE, NEVER, STAMP_SIZE, BlockHeader, DirectoryEntry, TimelineHead
+from .status cimport BEFORE_HISTORY, DELETED, EXPIRED, NOT_FOUND, PRESENT, TORN
 
 cdef enum:
     GROUP = 128               # entities whose cache misses overlap
     LINE = 64
+
+cdef struct BlockView:        # a block as one look-up sees it: its header read once, its arrays inside of the arena
+    BlockHeader* header
+    const int64_t* events
+    uint32_t count
+    uint32_t capacity
+    uint32_t key_size
 
 
 cdef void keys_hash(
@@ -53,17 +70,47 @@ cdef void keys_hash(
             hashes[i] = hash_bytes(view.seed, key_at(keys, i), key_size(keys, i))
 
 
-cdef inline int64_t block_search(
-    const TableView* view, BlockHeader* block, uint32_t count, int64_t event_us, int64_t known_us
-) noexcept nogil:
-    """The last of the block's first `count` rows with event_time <= event_us and created_time <= known_us, or -1."""
-    cdef const int64_t* events = block_events(block)
+cdef inline bint is_inside(uint64_t end, uint64_t at, uint64_t size) noexcept nogil:
+    """True where `size` bytes at `at` come before `end`, aligned as everything but bytes is."""
+    return (at & 7) == 0 and at <= end and size <= end - at
+
+
+cdef inline bint block_open(const TableView* view, uint64_t at, BlockView* block) noexcept nogil:
+    """Look at the block at `at`; False where no block can be there."""
+    cdef BlockHeader* header
+    cdef uint64_t end = arena_end(&view.arena)
+    cdef uint64_t size
+    if ff_unlikely(not is_inside(end, at, BLOCK_HEADER_SIZE)):
+        return False
+    header = block_of(view, at)
+    block.header = header
+    block.count = atomic_load_u32(&header.count)
+    block.capacity = load_once_u16(&header.capacity)
+    block.key_size = load_once_u16(&header.key_size)
+    size = block_size(view, block.capacity, block.key_size)
+    if ff_unlikely(block.count > block.capacity or size > end - at):
+        return False
+    block.events = <const int64_t*>(block_key(header) + key_padded(block.key_size))
+    return True
+
+
+cdef inline bint block_has_key(const BlockView* block, const uint8_t* key, uint16_t size) noexcept nogil:
+    if block.key_size != size:
+        return False
+    if size == 8:
+        return (<uint64_t*>block_key(block.header))[0] == (<const uint64_t*>key)[0]
+    return memcmp(block_key(block.header), key, size) == 0
+
+
+cdef inline int64_t block_search(const BlockView* block, int64_t event_us, int64_t known_us) noexcept nogil:
+    """The last of the block's rows with event_time <= event_us and created_time <= known_us, or -1."""
+    cdef const int64_t* events = block.events
     cdef const int64_t* createds = events + block.capacity
     cdef int64_t low = 0
-    cdef int64_t high = count
+    cdef int64_t high = block.count
     cdef int64_t middle
-    if count > 0 and events[count - 1] <= event_us:
-        low = count
+    if high > 0 and events[high - 1] <= event_us:
+        low = high
     while low < high:                     # low: rows known to be at or before event_us
         middle = (low + high) >> 1
         if events[middle] <= event_us:
@@ -93,34 +140,57 @@ cdef inline uint32_t directory_search(
 
 
 cdef inline const uint8_t* row_live(
-    const TableView* view, BlockHeader* block, int64_t i, int64_t event_us, uint8_t* status, int64_t* event_time
+    const TableView* view, const BlockView* block, int64_t i, int64_t event_us, uint8_t* status, int64_t* event_time
 ) noexcept nogil:
     """The row where its ttl allows, NULL and EXPIRED otherwise."""
-    event_time[0] = block_events(block)[i]
-    if view.ttl_us >= 0 and event_us - event_time[0] > view.ttl_us:
+    cdef int64_t event = <int64_t>load_once_u64(&block.events[i])
+    event_time[0] = event
+    # Why unsigned: the row is at or before event_us, and nothing else about their distance is known.
+    if view.ttl_us >= 0 and <uint64_t>event_us - <uint64_t>event > <uint64_t>view.ttl_us:
         status[0] = EXPIRED
         return NULL
     status[0] = PRESENT
-    return block_row(view, block, <uint32_t>i)
+    return <const uint8_t*>(block.events + 3 * block.capacity) + <uint64_t>i * view.row_stride
+
+
+cdef inline const uint8_t* row_torn(uint8_t* status, int64_t* event_time) noexcept nogil:
+    event_time[0] = 0
+    status[0] = TORN
+    return NULL
 
 
 cdef const uint8_t* timeline_older(
-    const TableView* view, const TimelineHead* head, int64_t event_us, int64_t known_us,
-    uint8_t* status, int64_t* event_time,
+    const TableView* view, uint64_t head_at, int64_t event_us, int64_t known_us, uint8_t* status, int64_t* event_time,
 ) noexcept nogil:
     """The read where the tail has no row for it: older blocks, then what the head remembers."""
-    cdef const DirectoryEntry* entries = directory_of(view, head.directory_at)
-    cdef uint32_t i = head.directory_first
-    cdef BlockHeader* block
+    cdef TimelineHead head
+    cdef const DirectoryEntry* entries
+    cdef BlockView block
+    cdef uint64_t end = arena_end(&view.arena)
+    cdef uint64_t unread = end         # blocks lie side by side: together no more than the arena holds
+    cdef uint64_t size
+    cdef uint32_t i
     cdef int64_t found
+    if not is_inside(end, head_at, sizeof(TimelineHead)):
+        return row_torn(status, event_time)
+    copy_once(&head, head_of(view, head_at), sizeof(TimelineHead))
+    if not is_inside(end, head.directory_at, <uint64_t>head.directory_count * sizeof(DirectoryEntry)):
+        return row_torn(status, event_time)
+    entries = directory_of(view, head.directory_at)
+    i = head.directory_first
     if head.directory_count > head.directory_first:
         i = directory_search(entries, head.directory_first, head.directory_count, event_us)
     while i > head.directory_first:
         i -= 1
-        block = block_of(view, entries[i].block_at)
-        found = block_search(view, block, atomic_load_u32(&block.count), event_us, known_us)
+        if not block_open(view, load_once_u64(&entries[i].block_at), &block):
+            return row_torn(status, event_time)
+        size = BLOCK_HEADER_SIZE + <uint64_t>block.count * STAMP_SIZE
+        if size > unread:
+            return row_torn(status, event_time)
+        unread -= size
+        found = block_search(&block, event_us, known_us)
         if found >= 0:
-            return row_live(view, block, found, event_us, status, event_time)
+            return row_live(view, &block, found, event_us, status, event_time)
     if head.has_dropped and event_us >= head.dropped_min_event and known_us >= head.dropped_min_created:
         status[0] = BEFORE_HISTORY
     elif head.deleted_us != NEVER:
@@ -131,59 +201,59 @@ cdef const uint8_t* timeline_older(
 
 
 cdef inline const uint8_t* timeline_as_of(
-    const TableView* view, BlockHeader* block, int64_t event_us, int64_t known_us,
+    const TableView* view, const BlockView* block, int64_t event_us, int64_t known_us,
     uint8_t* status, int64_t* event_time,
 ) noexcept nogil:
     """One entity's row at (T, K)."""
     cdef uint64_t head_at
-    cdef int64_t found
-    event_time[0] = 0
-    if block == NULL:
-        status[0] = NOT_FOUND
-        return NULL
-    found = block_search(view, block, atomic_load_u32(&block.count), event_us, known_us)
+    cdef int64_t found = block_search(block, event_us, known_us)
     if found >= 0:
         return row_live(view, block, found, event_us, status, event_time)
-    head_at = atomic_load_u64(&block.head_at)
+    event_time[0] = 0
+    head_at = atomic_load_u64(&block.header.head_at)
     if head_at != 0:
-        return timeline_older(view, head_of(view, head_at), event_us, known_us, status, event_time)
+        return timeline_older(view, head_at, event_us, known_us, status, event_time)
     status[0] = NOT_FOUND
     return NULL
 
 
-cdef inline BlockHeader* timeline_find(
-    const TableView* view, uint64_t hash, const uint8_t* key, uint16_t size
+cdef inline uint64_t next_block(const TableView* view, uint64_t word, uint64_t hash, uint64_t* at) noexcept nogil:
+    """slots_next_block in the slots that `word` names."""
+    if ff_unlikely(not slots_are_inside(&view.arena, word)):
+        return NOWHERE
+    return slots_next_block(slots_of(view.arena.base, word), slots_mask(word), hash, at)
+
+
+cdef uint8_t timeline_find(
+    const TableView* view, uint64_t hash, const uint8_t* key, uint16_t size, BlockView* block
 ) noexcept nogil:
-    """The entity's tail block, or NULL."""
+    """Open the entity's tail block: PRESENT, NOT_FOUND or TORN."""
     cdef uint64_t word = atomic_load_u64(&view.slots[shard_of(view, hash)])
-    cdef Slot* slots = slots_of(view.arena.base, word)
     cdef uint64_t at = hash
-    cdef Slot* slot
-    cdef uint64_t block_at
-    cdef BlockHeader* block
-    while True:
-        slot = slot_find(slots, slots_mask(word), hash, &at)
-        if slot.hash == 0:
-            return NULL
-        block_at = atomic_load_u64(&slot.block_at)
-        if block_at != 0:
-            block = block_of(view, block_at)
-            if block_has_key(block, key, size):
-                return block
-        at += 1
+    cdef uint64_t block_at = next_block(view, word, hash, &at)
+    while block_at != 0:
+        if not block_open(view, block_at, block):
+            return TORN
+        if block_has_key(block, key, size):
+            return PRESENT
+        block_at = next_block(view, word, hash, &at)
+    return NOT_FOUND
 
 
 cdef BlockHeader* timeline_block(
     const TableView* view, uint64_t hash, const uint8_t* key, uint16_t size,
 ) noexcept nogil:
-    return timeline_find(view, hash, key, size)
+    cdef BlockView block
+    return block.header if timeline_find(view, hash, key, size, &block) == PRESENT else NULL
 
 
 cdef void timelines_as_of(
     const TableView* view, const KeyView* keys, const uint64_t* hashes, int64_t low, int64_t high,
     int64_t event_us, int64_t known_us, const uint8_t** rows, uint8_t* statuses, int64_t* event_times,
 ) noexcept nogil:
-    cdef BlockHeader* blocks[GROUP]
+    cdef uint64_t blocks_at[GROUP]
+    cdef BlockView block
+    cdef uint8_t found
     cdef int64_t start
     cdef int64_t end
     cdef int64_t i
@@ -194,14 +264,29 @@ cdef void timelines_as_of(
         if end < keys.count:              # the next group's, in this call or the next one
             prefetch_slots(view, hashes, end, end + GROUP if end + GROUP < keys.count else keys.count)
         for i in range(start, end):
-            blocks[i - start] = timeline_find_fast(view, hashes[i])
-        if end - start == 1 and blocks[0] != NULL:
+            blocks_at[i - start] = first_block(view, hashes[i])
+        if end - start == 1 and blocks_at[0] != 0:
             # Alone, there is nothing to overlap its misses with: ask for the whole packed row with its header.
-            prefetch_lines(<uint8_t*>blocks[0] + 2 * LINE, view.row_stride)
+            prefetch_lines(view, blocks_at[0] + 2 * LINE, view.row_stride)
         for i in range(start, end):
-            if blocks[i - start] != NULL and not block_has_key(blocks[i - start], key_at(keys, i), key_size(keys, i)):
-                blocks[i - start] = timeline_find(view, hashes[i], key_at(keys, i), key_size(keys, i))
-            rows[i] = timeline_as_of(view, blocks[i - start], event_us, known_us, &statuses[i], &event_times[i])
+            found = NOT_FOUND
+            if blocks_at[i - start] != 0:
+                found = PRESENT
+                if ff_unlikely(not block_open(view, blocks_at[i - start], &block)):
+                    found = TORN
+                elif not block_has_key(&block, key_at(keys, i), key_size(keys, i)):
+                    found = timeline_find(view, hashes[i], key_at(keys, i), key_size(keys, i), &block)
+            if found == PRESENT:
+                rows[i] = timeline_as_of(view, &block, event_us, known_us, &statuses[i], &event_times[i])
+            else:
+                rows[i] = NULL
+                statuses[i] = found
+                event_times[i] = 0
+
+
+cdef inline void prefetch_at(const TableView* view, uint64_t at) noexcept nogil:
+    """Prefetch at an offset that may lie anywhere: a prefetch never faults."""
+    prefetch(<const void*>(<uint64_t>view.arena.base + at))
 
 
 cdef inline void prefetch_slots(
@@ -211,37 +296,20 @@ cdef inline void prefetch_slots(
     cdef uint64_t word
     for i in range(start, end):
         word = atomic_load_u64(&view.slots[shard_of(view, hashes[i])])
-        prefetch(&slots_of(view.arena.base, word)[hashes[i] & slots_mask(word)])
+        prefetch_at(view, (word & ~<uint64_t>63) + (hashes[i] & slots_mask(word)) * sizeof(Slot))
 
 
-cdef inline void prefetch_lines(const uint8_t* at, uint32_t size) noexcept nogil:
+cdef inline void prefetch_lines(const TableView* view, uint64_t at, uint32_t size) noexcept nogil:
     cdef uint32_t i
     for i in range(0, size, 64):          # LINE
-        prefetch(at + i)
+        prefetch_at(view, at + i)
 
 
-cdef inline bint block_has_key(BlockHeader* block, const uint8_t* key, uint16_t size) noexcept nogil:
-    if block.key_size != size:
-        return False
-    if size == 8:
-        return (<uint64_t*>block_key(block))[0] == (<const uint64_t*>key)[0]
-    return memcmp(block_key(block), key, size) == 0
-
-
-cdef inline BlockHeader* timeline_find_fast(const TableView* view, uint64_t hash) noexcept nogil:
-    """The first block of this hash, its key not yet compared, its first lines on their way; or NULL."""
-    cdef uint64_t word = atomic_load_u64(&view.slots[shard_of(view, hash)])
-    cdef Slot* slots = slots_of(view.arena.base, word)
+cdef inline uint64_t first_block(const TableView* view, uint64_t hash) noexcept nogil:
+    """Where the first block of this hash lies, not yet looked at, its first lines on their way; or 0."""
     cdef uint64_t at = hash
-    cdef Slot* slot
-    cdef uint64_t block_at
-    while True:
-        slot = slot_find(slots, slots_mask(word), hash, &at)
-        if slot.hash == 0:
-            return NULL
-        block_at = atomic_load_u64(&slot.block_at)
-        if block_at != 0:
-            prefetch(view.arena.base + block_at)
-            prefetch(view.arena.base + block_at + LINE)
-            return block_of(view, block_at)
-        at += 1
+    cdef uint64_t block_at = next_block(view, atomic_load_u64(&view.slots[shard_of(view, hash)]), hash, &at)
+    if block_at != 0:
+        prefetch_at(view, block_at)
+        prefetch_at(view, block_at + LINE)
+    return block_at
