@@ -47,6 +47,8 @@ GROUPS = {
     "shared.read": "shared:measure_read",
     "shared.restart": "shared:measure_restart",
     "shared.full": "shared:measure_full",
+    "workers.load": "workers:measure_load",
+    "workers.scale": "workers:measure_scale",
 }
 SIGNS = {"at_most": "<=", "at_least": ">="}
 DISTRIBUTIONS = ("fastfeat", "numpy", "pyarrow", "msgpack", "uvloop", "cython", "redis", "hiredis")

@@ -56,7 +56,18 @@ DEMANDED[3] = {
     "durable.snapshot.p99_ratio": ("at_most", 1.3),
     "history.cold_read_100m.p50_ms": ("at_most", 20),
 }
-REPORTED: dict[int, set[str]] = {}
+DEMANDED[4] = {
+    "shared.read.1x50.p50_us": ("at_most", 1.5),
+    "shared.read.1x50.p99_us": ("at_most", 3),
+    "shared.read.1x200.p50_us": ("at_most", 3),
+    "shared.read.100x50.p50_us": ("at_most", 10),
+    "shared.restart.clean_ms": ("at_most", 100),
+    "shared.restart.killed_unanswered": ("at_most", 0),
+    "shared.full.sigbus": ("at_most", 0),
+    "workers.load.p99_ratio": ("at_most", 1.5),
+    "workers.scale.rps_ratio": ("at_least", 1.7),
+}
+REPORTED: dict[int, set[str]] = {4: set()}
 REPORTED[2] = {
     "concurrent.embedded.1x50.p99_ratio",
     "concurrent.embedded.100x50.p99_ratio",
