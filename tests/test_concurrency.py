@@ -14,60 +14,28 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from fastfeat import BeforeHistory, Entity, FeatureView, Field, Status, Store
+from fastfeat import BeforeHistory, FeatureView, Status, Store
 
-from .strategies import START_US
+from .versioned_rows import (
+    CHECKS,
+    LATEST,
+    LONG_PAST,
+    NUMBERS,
+    SHORT_PAST,
+    START_US,
+    TEXTS,
+    VECTOR_SIZE,
+    numbers_of,
+    table_of,
+    texts_of,
+)
 
-USER = Entity("user", {"user_id": "int64"})
-CHECKS = 30  # float64 fields; with them a row spans several cache lines
-VECTOR_SIZE = 8
-FIELDS = [
-    Field("version", "int64"),
-    *(Field(f"check{i}", "float64") for i in range(CHECKS)),
-    Field("vector", f"vector<float32, {VECTOR_SIZE}>"),
-    Field("text", "string"),
-    Field("list", "list<string>"),
-]
-LONG_PAST = FeatureView("all", USER, FIELDS)
-SHORT_PAST = FeatureView("short", USER, FIELDS, keep=3)
-LATEST = FeatureView("latest", USER, FIELDS, keep="latest")
 KEYS = 200
 SECONDS_MAX = 60.0  # more, that a slow machine gets to make its steps
 PAUSE_SECONDS = 1e-3  # after each step: a thread that never waits keeps the interpreter from the others
 KEYS_MAX = 40_000
-NUMBERS = ["version", *(f"check{i}" for i in range(CHECKS)), "vector"]
-TEXTS = ["version", "text", "list"]
-
-
-def numbers_of(keys: Any, versions: Any) -> Any:
-    """The matrix [n, 1 + CHECKS + 8] of NUMBERS for rows of these keys and versions."""
-    keys, versions = np.asarray(keys, np.float64)[:, np.newaxis], np.asarray(versions, np.float64)[:, np.newaxis]
-    checks = keys * 1_000_003 + versions * 17 + np.arange(CHECKS)
-    return np.hstack([versions, checks, (keys + versions + np.arange(VECTOR_SIZE)) % 1000])
-
-
-def texts_of(key: int, version: int) -> tuple[str, list[str]]:
-    return f"{key}:{version}" * (version % 4), [f"{key}"] * (version % 3) + [f"{version}"]
-
-
-def table_of(keys: Any, versions: Any) -> pa.Table:
-    """Rows to push; event times are ten microseconds apart, in the versions' order."""
-    numbers = numbers_of(keys, versions)
-    texts = [texts_of(int(key), int(version)) for key, version in zip(keys, versions, strict=True)]
-    columns: dict[str, Any] = {
-        "user_id": np.asarray(keys, np.int64),
-        "event_timestamp": pa.array(START_US + np.asarray(versions, np.int64) * 10, pa.timestamp("us", "UTC")),
-        "version": np.asarray(versions, np.int64),
-        "vector": pa.FixedSizeListArray.from_arrays(
-            pa.array(numbers[:, 1 + CHECKS :].astype(np.float32).reshape(-1)), VECTOR_SIZE
-        ),
-        "text": pa.array([text for text, _ in texts], pa.string()),
-        "list": pa.array([items for _, items in texts], pa.list_(pa.string())),
-    }
-    return pa.table(columns | {f"check{i}": np.ascontiguousarray(numbers[:, 1 + i]) for i in range(CHECKS)})
 
 
 class Torture:

@@ -219,7 +219,7 @@ cdef bint reader_unpin(Readers* readers, int slot) noexcept nogil:
     if readers.fd < 0 or readers.is_writer:
         atomic_store_u64(pinned, 0)
         return True
-    return (atomic_exchange_u64(pinned, 0) & EXPELLED) == 0
+    return (atomic_exchange_u64(pinned, 0) & EXPELLED) == 0 or ff_seeded_bug("unpin_ignores_expelled")
 
 
 cdef bint readers_claim(Readers* readers) noexcept nogil:
