@@ -9,23 +9,26 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from fastfeat_server import Config, writer
 from fastfeat_server.supervisor import Child
 
-from fastfeat import connect
+from fastfeat import Store, connect
 from fastfeat.client import Client
-from fastfeat.errors import ConnectFailed, Disconnected, FastFeatError, WriterUnavailable
+from fastfeat.errors import ConnectFailed, Disconnected, FastFeatError, LogFailed, WriterUnavailable
 
 from .serving import Raw
 
@@ -70,6 +73,7 @@ class Service:
     def workers(self) -> dict[int, int]:
         """Worker -> pid, of all of them."""
         found: dict[int, int] = {}
+        deadline = time.monotonic() + SECONDS
 
         def ask() -> bool:
             with self.connect() as client:
@@ -77,7 +81,8 @@ class Service:
             found[said["worker"]] = said["pid"]
             return len(found) == WORKERS
 
-        until(ask)
+        while not ask():
+            assert time.monotonic() < deadline, f"one worker has all: {found}"
         self.pids |= set(found.values())
         return found
 
@@ -226,20 +231,25 @@ def test_a_stop_answers_what_was_asked_and_ends_all(tmp_path: Path) -> None:
         assert not any(map(is_alive, running.pids))
         with pytest.raises(ConnectFailed):
             running.connect()
-    with service(tmp_path, "--directory", str(tmp_path / "data")) as running, running.connect() as client:
-        assert [x_of(client, i) for i in (1, 100)] == [1.0, 100.0]
+    with Store.open(tmp_path / "data", read_only=True, capacity_bytes=64 << 20) as store:
+        found = store.get_feature_vectors(X, {"user_id": [1, 100]})
+    assert found[:, 0].tolist() == [1.0, 100.0]
 
 
-def test_no_process_outlives_the_supervisor(tmp_path: Path) -> None:
-    with service(tmp_path) as running:
+def test_connections_are_shared_out_evenly_and_no_process_outlives_the_supervisor(tmp_path: Path) -> None:
+    path = str(tmp_path / "unix")
+    with service(tmp_path, "--unix-socket", path) as running, ExitStack() as stack:
+        for url in (running.url, f"fastfeat+unix://{path}"):
+            clients = [stack.enter_context(connect(url)) for _ in range(20)]
+            assert Counter(client.info()["server"]["worker"] for client in clients) == {0: 10, 1: 10}
         running.workers()
         running.writer_pid()
-        with running.connect() as client:
-            assert all(map(is_alive, running.pids))
-            running.process.kill()
-            until(lambda: not any(map(is_alive, running.pids)))
-            with pytest.raises((Disconnected, ConnectFailed)):
-                client.ping()
+        assert len(running.pids) == 3
+        assert all(map(is_alive, running.pids))
+        running.process.kill()
+        until(lambda: not any(map(is_alive, running.pids)))
+        with pytest.raises((Disconnected, ConnectFailed)):
+            clients[0].ping()
 
 
 def test_what_keeps_the_writer_from_starting_ends_the_service_with_its_message(tmp_path: Path) -> None:
@@ -256,16 +266,28 @@ def test_what_keeps_the_writer_from_starting_ends_the_service_with_its_message(t
     assert "defines no FeatureView" in ended.stderr
 
 
+def test_a_failed_log_is_told_to_the_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise LogFailed("fdatasync: input/output error")
+
+    monkeypatch.setattr(writer, "run_server", fail)
+    ours, theirs = socket.socketpair()
+    with ours:
+        with pytest.raises(LogFailed):
+            writer.serve_writer(None, Config(), theirs.detach())
+        assert ours.recv(64) == b"f"
+
+
 # Children, without a server in them ----------------------------------------------------------------------------------
 
 SOURCE = "import os, sys; fd = int(sys.argv[1]); first = sys.argv[2] == 'True'; "
 
 
-def child(code: str) -> Child:
+def child(code: str, orphan: Callable[[socket.socket], object] = socket.socket.close) -> Child:
     def command(lifeline: int, is_first: bool) -> list[str]:
         return [sys.executable, "-S", "-c", SOURCE + code, str(lifeline), str(is_first)]
 
-    return Child("child", command, dict(os.environ))
+    return Child("child", command, dict(os.environ), orphan)
 
 
 async def test_a_child_that_was_never_ready_is_not_started_again() -> None:
@@ -273,13 +295,13 @@ async def test_a_child_that_was_never_ready_is_not_started_again() -> None:
 
 
 async def test_a_child_that_says_that_it_failed_is_not_started_again() -> None:
-    code = "os.write(fd, b'ready\\n'); os.write(fd, b'failed\\n'); sys.exit(5)"
+    code = "os.write(fd, b'r'); os.write(fd, b'f'); sys.exit(5)"
     assert await asyncio.wait_for(child(code).ended, SECONDS) == 5
 
 
 async def test_a_child_that_was_ready_is_started_again_and_more_slowly(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    code = f"open({str(log)!r}, 'a').write(f'{{first}} '); os.write(fd, b'ready\\n'); sys.exit(3)"
+    code = f"open({str(log)!r}, 'a').write(f'{{first}} '); os.write(fd, b'r'); sys.exit(3)"
     begun = time.monotonic()
     several = child(code)
     while not log.exists() or len(log.read_text(encoding="utf-8").split()) < 4:
@@ -289,8 +311,25 @@ async def test_a_child_that_was_ready_is_started_again_and_more_slowly(tmp_path:
     assert log.read_text(encoding="utf-8").split()[:2] == ["True", "False"]
 
 
+async def test_a_connection_that_a_child_did_not_take_goes_to_another() -> None:
+    orphans: list[socket.socket] = []
+    code = "import socket; os.write(fd, b'r'); socket.socket(fileno=fd).recv(1, socket.MSG_PEEK); os.abort()"
+    several = child(code, orphans.append)
+    ours, theirs = socket.socketpair()
+    with ours:
+        while not several.hand_over(theirs):
+            await asyncio.sleep(0.005)
+        while not orphans:
+            await asyncio.sleep(0.005)
+        await several.stop(SECONDS)
+        assert orphans == [theirs]
+        theirs.send(b"alive")
+        assert ours.recv(5) == b"alive"
+        theirs.close()
+
+
 async def test_a_child_that_does_not_end_is_killed() -> None:
-    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(fd, b'ready\\n'); signal.pause()"
+    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(fd, b'r'); signal.pause()"
     deaf = child(code)
     await asyncio.wait_for(deaf.is_ready.wait(), SECONDS)
     await deaf.stop(0.05)

@@ -1,7 +1,8 @@
-"""What a supervisor and a process of its share: a socket pair on which the process tells how it is.
+"""What a supervisor and a process of its share: a socket pair.
 
-    process --"ready\n", "failed\n"--> supervisor
-    process <-- end of the stream ---- supervisor, when it is gone, however it went
+    process --READY, TAKEN, FAILED------> supervisor       a byte each
+    process <-- accepted connections ---- supervisor       open files, one with each byte
+    process <-- end of the stream ------- supervisor, when it is gone, however it went
 
 Why a socket and not a signal at the parent's death: it is the same on every system, and tests can hold it.
 """
@@ -10,11 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, Self
 
-READY: Final = "ready"  # it answers
-FAILED: Final = "failed"  # it ends, and another one would not do better
+READY: Final = b"r"  # it answers
+TAKEN: Final = b"t"  # it has the oldest connection that it was handed
+FAILED: Final = b"f"  # it ends, and another one would not do better
+AT_ONCE: Final = 64  # connections in one receive
 
 
 class Lifeline:
@@ -24,18 +28,53 @@ class Lifeline:
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
 
-    def tell(self, word: str) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def tell(self, word: bytes) -> None:
         with suppress(OSError):  # nobody is there any more: `ended` says so
-            self._socket.sendall(f"{word}\n".encode())
+            self._socket.sendall(word)
 
-    async def ended(self) -> None:
-        """Returns when the supervisor is gone."""
-        with suppress(OSError):
-            while await asyncio.get_running_loop().sock_recv(self._socket, 64):
-                pass
+    async def ended(self, handed: Callable[[socket.socket], object]) -> None:
+        """Calls `handed` with each connection that comes; returns when the supervisor is gone."""
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+
+        def take() -> None:
+            try:
+                data, fds, _, _ = socket.recv_fds(self._socket, AT_ONCE, AT_ONCE)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, fds = b"", []
+            for fd in fds:
+                handed(socket.socket(fileno=fd))
+                self.tell(TAKEN)
+            if not data and not ended.done():
+                ended.set_result(None)
+
+        loop.add_reader(self._socket, take)
+        try:
+            await ended
+        finally:
+            loop.remove_reader(self._socket)
 
 
-async def words(ours: socket.socket) -> set[str]:
-    """What the process has told, at the supervisor's end; one word at least, or none: it has ended."""
-    data = await asyncio.get_running_loop().sock_recv(ours, 64)
-    return set(data.decode().split())
+async def words(ours: socket.socket) -> bytes:
+    """What the process has told, at the supervisor's end; nothing once it has ended."""
+    try:
+        return await asyncio.get_running_loop().sock_recv(ours, 4096)
+    except ConnectionError:  # it left some connections untaken
+        return b""
+
+
+def hand_over(ours: socket.socket, connection: socket.socket) -> bool:
+    """Gives the process a connection, which it has once it says so; False: it takes none now."""
+    try:
+        socket.send_fds(ours, [b"."], [connection.fileno()])
+    except OSError:
+        return False
+    return True

@@ -58,6 +58,7 @@ class Server:
         self.failed = asyncio.Event()
         self.failure: LogFailed | None = None
         self._listeners: list[asyncio.Server] = []
+        self._accepting: set[asyncio.Task[Any]] = set()  # a loop keeps no task alive
         self._gone = asyncio.Event()
         self.is_stopping = False
         self.is_durable = bool(getattr(store, "is_durable", False))
@@ -124,6 +125,12 @@ class Server:
             self.addresses.append(address_of(sock))
         if self.is_durable:
             self._look_at_the_log()
+
+    def take(self, client: socket.socket) -> None:
+        """Serves a client that another process has accepted for us."""
+        accepting = self.loop.create_task(self.loop.connect_accepted_socket(lambda: Connection(self), client))
+        self._accepting.add(accepting)
+        accepting.add_done_callback(self._accepting.discard)
 
     def _look_at_the_log(self) -> None:
         """With fsync "interval" a sync may fail that no write waits for."""
@@ -301,7 +308,7 @@ async def serve_until_signal(
     ]
     if lifeline is not None:
         lifeline.tell(READY)
-        reasons.append(asyncio.ensure_future(lifeline.ended()))
+        reasons.append(asyncio.ensure_future(lifeline.ended(server.take)))
     await wait_for_one(*reasons)
     await wait_for_one(asyncio.ensure_future(server.stop()), asyncio.ensure_future(signals.get()))
     if server.failure is not None:

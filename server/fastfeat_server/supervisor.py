@@ -1,12 +1,12 @@
 """`fastfeat serve --workers N`: the process that holds the sockets and keeps the others alive.
 
-    supervisor --lifeline--> writer    owns the store; listens on writer.sock alone
-        |
-        +------lifeline, sockets--> worker 0 .. N-1    accept from the same sockets
+    client --> supervisor --accepted connections, in turn--> worker 0 .. N-1
+                   |
+                   +------> writer    owns the store; listens on writer.sock alone
 
-Promises: a process that dies is replaced at once, more slowly where it keeps dying. What was still to be accepted when
-          a worker died is accepted by another, as the sockets are ours. At a stop workers drain before the writer
-          ends. No child outlives us (see lifeline.py).
+Promises: a process that dies is replaced at once, more slowly where it keeps dying. Connections are shared out evenly;
+          those that no worker has taken yet wait for one. At a stop workers drain before the writer ends. No child
+          outlives us (see lifeline.py).
 Errors:   the first start of a process must succeed; a failed log ends everything: the exit code is the process's own,
           which has said why.
 """
@@ -18,12 +18,13 @@ import logging
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from .config import Config, as_environment
-from .lifeline import FAILED, READY, words
+from .lifeline import FAILED, READY, TAKEN, hand_over, words
 from .server import BACKLOG, address_of, bound_sockets, remove_bound_path
 
 Command = Callable[[int, bool], Sequence[str]]
@@ -31,6 +32,7 @@ log = logging.getLogger("fastfeat.server")
 QUICK_SECONDS: Final = 1.0  # a process that dies younger than this is started again more slowly
 BACKOFF_SECONDS: Final = 0.05
 BACKOFF_SECONDS_MAX: Final = 5.0
+RETRY_SECONDS: Final = 0.01  # between two looks at whether there is a worker
 KILL_SECONDS: Final = 2.0  # after the drain, for a worker to end
 
 
@@ -39,14 +41,23 @@ class Child:
 
     command:  the program and its arguments, of the number of its lifeline and of whether none was ready before.
     is_ready: some process of it has answered.
+    orphan:   called with each connection that a process was handed and did not take before it ended.
     """
 
-    def __init__(self, name: str, command: Command, environment: dict[str, str], fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Command,
+        environment: dict[str, str],
+        orphan: Callable[[socket.socket], object] = socket.socket.close,
+    ) -> None:
         self.name = name
         self.is_ready = asyncio.Event()
         self._command = command
         self._environment = environment
-        self._fds = fds
+        self._orphan = orphan
+        self._lifeline: socket.socket | None = None  # our end, while a process answers
+        self._handed: deque[socket.socket] = deque()  # to it, and not taken yet
         self._process: asyncio.subprocess.Process | None = None
         self._has_failed = False
         self._stopping = asyncio.Event()
@@ -63,6 +74,13 @@ class Child:
                 self._process.kill()
         await self.ended
 
+    def hand_over(self, connection: socket.socket) -> bool:
+        """Gives the process a connection; False: there is none, or it takes none now."""
+        if self._lifeline is None or not hand_over(self._lifeline, connection):
+            return False
+        self._handed.append(connection)
+        return True
+
     def terminate(self) -> None:
         if self._process is not None:
             with suppress(ProcessLookupError):
@@ -74,7 +92,11 @@ class Child:
         delay = 0.0
         while True:
             begun = loop.time()
-            code = await self._live()
+            try:
+                code = await self._live()
+            except OSError as error:  # no memory, too many processes: that may pass
+                log.error("%s cannot be started: %s", self.name, error)
+                code = 1
             if self._stopping.is_set() or self._has_failed or (code >= 0 and not self.is_ready.is_set()):
                 return code
             log.warning("%s ended with %d; it is started again", self.name, code)
@@ -96,7 +118,7 @@ class Child:
                     *self._command(theirs.fileno(), not self.is_ready.is_set()),
                     stdin=asyncio.subprocess.DEVNULL,
                     env=self._environment,
-                    pass_fds=(theirs.fileno(), *self._fds),
+                    pass_fds=(theirs.fileno(),),
                     process_group=0,
                 )
             if self._stopping.is_set():
@@ -104,7 +126,13 @@ class Child:
             while told := await words(ours):
                 if READY in told:
                     self.is_ready.set()
+                    self._lifeline = ours
                 self._has_failed |= FAILED in told
+                for _ in range(told.count(TAKEN)):
+                    self._handed.popleft().close()
+            self._lifeline = None
+            while self._handed:
+                self._orphan(self._handed.popleft())
             code = await self._process.wait()
         self._process = None
         return code
@@ -128,6 +156,8 @@ class Supervisor:
         self._ready = ready
         self._signals: asyncio.Queue[int] = asyncio.Queue()
         self._children: list[Child] = []
+        self._turn = 0
+        self._is_stopping = False
 
     async def run(self) -> int:
         """Serves until SIGTERM or SIGINT, or until a process ended for good; the exit code."""
@@ -139,9 +169,11 @@ class Supervisor:
         try:
             for sock in sockets:
                 sock.listen(BACKLOG)
+                sock.setblocking(False)
             await self._serve(sockets, asked)
         finally:
             for sock in sockets:
+                loop.remove_reader(sock)
                 sock.close()
             remove_bound_path(self._config.unix_socket)
             code = await self._stop()
@@ -154,10 +186,11 @@ class Supervisor:
         self._children = [writer := Child("writer", self._writer_command, environment)]
         if not await self._all_ready([writer], asked):
             return
-        fds = [sock.fileno() for sock in sockets]
         for index in range(self._config.workers):
-            self._children.append(Child(f"worker {index}", worker_command(index, fds), environment, fds))
+            self._children.append(Child(f"worker {index}", worker_command(index), environment, self._hand_over))
         if await self._all_ready(self._children, asked):
+            for sock in sockets:
+                asyncio.get_running_loop().add_reader(sock, self._accept, sock)
             self._ready([address_of(sock) for sock in sockets])
             await asyncio.wait([asked, *self._endings()], return_when=asyncio.FIRST_COMPLETED)
 
@@ -171,11 +204,33 @@ class Supervisor:
         ready.cancel()
         return False
 
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # it has gone meanwhile
+            return
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._hand_over(connection)
+
+    def _hand_over(self, connection: socket.socket) -> None:
+        """Gives a connection to the next worker that takes it; where none does now, it waits."""
+        workers = self._children[1:]
+        for _ in workers:
+            self._turn = (self._turn + 1) % len(workers)
+            if workers[self._turn].hand_over(connection):
+                return
+        if self._is_stopping:
+            connection.close()
+        else:
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._hand_over, connection)
+
     def _endings(self) -> list[asyncio.Future[int]]:
         return [child.ended for child in self._children]
 
     async def _stop(self) -> int:
         """Workers, then the writer; a second signal is passed on, which ends their drains."""
+        self._is_stopping = True
         code = next((ended.result() for ended in self._endings() if ended.done()), 0)
         again = asyncio.ensure_future(self._pass_on_signals())
         seconds = self._config.drain_seconds + KILL_SECONDS
@@ -191,9 +246,9 @@ class Supervisor:
                 child.terminate()
 
 
-def worker_command(index: int, fds: Sequence[int]) -> Command:
+def worker_command(index: int) -> Command:
     def command(lifeline: int, is_first: bool) -> list[str]:
-        return [sys.executable, "-m", "fastfeat_server.worker", *map(str, (index, lifeline, *fds))]
+        return [sys.executable, "-m", "fastfeat_server.worker", str(index), str(lifeline)]
 
     return command
 

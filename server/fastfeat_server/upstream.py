@@ -33,6 +33,7 @@ IN_DOUBT: Final = (
     "the writer process went away before it answered: a write may or may not have been done; read what you wrote, or"
     " write it again where twice does no harm"
 )
+GETS_MAX: Final = 16  # that wait for a plan, before the client is not read on; a bound for their keys
 LAST_ID: Final = (1 << 64) - 1
 
 Plan = Any
@@ -75,6 +76,8 @@ class Upstream(asyncio.Protocol):
             self._send(get_frame(request_id, known, asked))
         elif known is not None:
             known.append((request_id, asked))
+            if len(known) >= GETS_MAX:
+                self._connection.pause(Pause.PASSING)
         else:
             self._plans[plan] = [(request_id, asked)]
             own_id = self._own_id()
@@ -186,10 +189,12 @@ class Upstream(asyncio.Protocol):
             for request_id, _ in waiting:
                 self._answered(request_id)
                 self._connection.session.fail(request_id, error)
-            return
-        number = self._plans[plan] = cast("dict[str, int]", result)["plan"]
-        for request_id, asked in waiting:
-            self._send(get_frame(request_id, number, asked))
+        else:
+            number = self._plans[plan] = cast("dict[str, int]", result)["plan"]
+            for request_id, asked in waiting:
+                self._send(get_frame(request_id, number, asked))
+        if not self._is_full:
+            self._connection.resume(Pause.PASSING)
 
     def _answered(self, request_id: int) -> None:
         if request_id not in self._under_way:

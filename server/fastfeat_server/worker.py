@@ -1,6 +1,6 @@
 """A worker: answers reads from the writer's shared memory, passes everything else on to the writer.
 
-    python -m fastfeat_server.worker INDEX LIFELINE SOCKET...      numbers; the last are open files
+    python -m fastfeat_server.worker INDEX LIFELINE      numbers; the second is an open file, over which clients come
 
 Promises: reads go on while the writer is gone; who asked for flags is told. Plans follow the writer to a new
           generation and to new definitions by themselves.
@@ -69,6 +69,7 @@ class Worker(Server):
 
 
 async def start_worker(store: Any, config: Config, index: int, sockets: list[socket.socket] | None = None) -> Worker:
+    """sockets: to listen on; where there are none, clients come by `take` alone; None: those of the settings."""
     worker = Worker(store, config, asyncio.get_running_loop(), index=index, writer_path=writer_socket(config.name))
     await worker.listen(sockets)
     return worker
@@ -76,13 +77,11 @@ async def start_worker(store: Any, config: Config, index: int, sockets: list[soc
 
 def main(arguments: list[str]) -> int:
     """The exit code."""
-    index, lifeline_fd, *fds = map(int, arguments)
-    lifeline = Lifeline(lifeline_fd)
+    index, lifeline_fd = map(int, arguments)
     try:
         config = Config.read()
-        store = AttachedStore(config.name)
-        sockets = [socket.socket(fileno=fd) for fd in fds]
-        run_server(lambda: start_worker(store, config, index, sockets), lifeline=lifeline)
+        with Lifeline(lifeline_fd) as lifeline, AttachedStore(config.name) as store:
+            run_server(lambda: start_worker(store, config, index, []), lifeline=lifeline)
     except FastFeatError as error:
         print(f"fastfeat: worker {index}: {error}", file=sys.stderr)
         return 1

@@ -45,9 +45,9 @@ async def start_writer(store: Any, config: Config) -> Writer:
 
 def serve_writer(store: Any, config: Config, lifeline_fd: int) -> None:
     """Serves until SIGTERM, SIGINT or the supervisor's end, then stops gracefully. Raises LogFailed as `serve`."""
-    lifeline = Lifeline(lifeline_fd)
-    try:
-        run_server(lambda: start_writer(store, config), lifeline=lifeline)
-    except LogFailed:
-        lifeline.tell(FAILED)
-        raise
+    with Lifeline(lifeline_fd) as lifeline:
+        try:
+            run_server(lambda: start_writer(store, config), lifeline=lifeline)
+        except LogFailed:
+            lifeline.tell(FAILED)
+            raise
