@@ -19,13 +19,13 @@ TREE := $(wildcard fastfeat server examples tests benchmarks docs) pyproject.tom
 # Not about the core: a debug build has nothing to add to them.
 NOT_CORE := source install cli flights readme files faulty_files log log_controls places snapshot snapshot_faults \
   history history_faults history_controls inspection inspection_faults crash_loop crash_images durability_controls \
-  durable_cli flights_answers
+  durable_cli flights_answers reclaim_model
 
 EXTRA := import sys, tomllib; \
   print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]]))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture test-long check debug-test bars bench-smoke build format clean
+.PHONY: help demo test torture test-long check debug-test model bars bench-smoke build format clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -52,6 +52,9 @@ check: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-ben
 debug-test: $(DEBUG_VENV)/.built $(DEBUG_VENV)/.extra-demo $(DEBUG_VENV)/.extra-test  ## the core's tests on a build with checks on
 	cd $(DEBUG_TREE) && $(abspath $(DEBUG_VENV))/bin/python -m pytest -m "not long and not torture" \
 	  $(foreach name,$(NOT_CORE),--ignore=tests/test_$(name).py) --ignore-glob='tests/*bench*' $(ARGS)
+
+model: $(VENV)/.built $(VENV)/.extra-test  ## check the reclaim protocol's model, and that seeded bugs are found (needs spin)
+	$(PY) -m pytest -m "not long" -rs tests/test_reclaim_model.py $(ARGS)
 
 bars: $(VENV)/.built $(VENV)/.extra-bench  ## measure every bar of benchmarks/bars.toml (ONLY=prefix for some)
 	$(PY) -m benchmarks.bars $(if $(ONLY),--only $(ONLY)) $(ARGS)
