@@ -37,7 +37,7 @@ BURST = 500  # of them at once
 LONG_EVERY = 8  # versions, of which LONG_PAST gets one: it keeps them all
 PAUSE_SECONDS = 2e-3  # after each step: it is the readers who are to have the processors
 QUIET_SECONDS = 5.0
-WARM_STEPS = 40  # after which every row was replaced more often than one is kept
+WARM_STEPS = 100  # after which every row was replaced more often than one is kept
 LEVEL_STEPS = 200
 
 
