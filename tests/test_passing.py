@@ -16,7 +16,7 @@ from fastfeat_server.pause import Pause
 from fastfeat_server.worker import Worker, start_worker
 from fastfeat_server.writer import start_writer
 
-from fastfeat import connect
+from fastfeat import connect, connect_async
 from fastfeat.errors import NotYetVisible, WriterUnavailable
 
 from .serving import Raw, Serving, serving
@@ -293,9 +293,8 @@ def test_a_client_reads_its_writes(both: Pair) -> None:
         assert client.position == both.store.position
         assert client.get_feature_vector(NUMBERS, {"user_id": 200})[0] == 200.5
         client.delete("user", [{"user_id": 1}])
-        both.store.hidden = 1
         client.push("user", user(201))
-        both.store.hidden = 2
+        both.store.hidden = 1
         with pytest.raises(NotYetVisible):
             client.get_feature_vector(NUMBERS, {"user_id": 201})
         with pytest.raises(NotYetVisible), client.pipeline() as pipe:
@@ -306,3 +305,17 @@ def test_a_client_reads_its_writes(both: Pair) -> None:
         assert read.result()[0] == 201.5
         assert made.result() == both.store.created_us
         assert client.position == both.store.position
+
+
+async def test_an_async_client_reads_its_writes(both: Pair) -> None:
+    async with await connect_async(both.url, read_your_writes=True, timeout=1.0, connections=2) as client:
+        for i in range(4):  # over both connections
+            await client.push("user", user(300 + i))
+            assert client.position == both.store.position
+            assert (await client.get_feature_vector(NUMBERS, {"user_id": 300 + i}))[0] == 300.5 + i
+        await client.delete("user", [{"user_id": 1}])
+        both.store.hidden = 1
+        with pytest.raises(NotYetVisible):
+            await client.get_feature_vector(NUMBERS, {"user_id": 300})
+        both.store.hidden = 0
+        assert (await client.get_feature_vector(NUMBERS, {"user_id": 300}))[0] == 300.5

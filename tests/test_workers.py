@@ -146,6 +146,13 @@ def test_workers_read_what_any_of_them_had_written_and_history_that_none_has(tmp
             assert past.to_numpy()[:, 0].tolist() == list(range(8))
             past = client.get_online_features(X, {"user_id": list(range(8))}, as_of=NOW_US, receipt=True)
             assert client.replay(past.receipt).to_numpy()[:, 0].tolist() == list(range(8))  # type: ignore[arg-type]
+        with Raw(running.url) as raw:
+            raw.ask([0, 1, "PREPARE", {"features": X}])
+            for wanted in (0, 4):  # by native code, which leaves it; by a thread, which finds that it can't
+                assert raw.ask([0, 2, "GET", [0, [[3]], wanted, NOW_US]])[2] is None
+            assert raw.ask([0, 3, "GET", [1, [[3]], 0, NOW_US]])[2][0] == 42
+            rows = [raw.ask([0, i, "GET", [0, [[i]], 0, NOW_US]])[3][2] for i in range(8)]
+            assert rows == [[[float(i)]] for i in range(8)]
         report = clients[0].load(
             "latest",
             pa.table(

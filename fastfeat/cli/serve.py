@@ -56,6 +56,9 @@ def serve(
     With a directory a write is in its log before it is answered (--set fsync=always|interval|off); a later start has
     everything again and needs no definitions.
 
+    With --workers N, one process writes and N answer reads from its memory, on the same port; any that dies is
+    replaced, and reads go on meanwhile. Programs on this machine read the same memory at fastfeat+shm://NAME.
+
     A setting comes from its flag, else FASTFEAT_<NAME> in the environment, else the TOML file, else its default.
     Prints one line once it accepts connections (with --json: {"url": ..., "urls": [...]}). SIGTERM or Ctrl-C stops it
     after the answers under way.
