@@ -109,7 +109,7 @@ def test_bars_are_well_formed() -> None:
         bar = Bar(**entry)
         assert bar.group in GROUPS
         assert bar.direction in ("at_most", "at_least")
-        assert bar.unit in ("us", "ratio", "rows/s", "pushes/s", "syncs/s", "GB/s", "ms")
+        assert bar.unit in ("us", "ratio", "rows/s", "pushes/s", "syncs/s", "GB/s", "ms", "reads", "signals")
         assert bar.how.endswith(".")
 
 

@@ -349,7 +349,7 @@ cdef bint extent_back(ArenaView* arena, uint64_t end) noexcept nogil:
         wanted = end
         if not pages_give(arena, header.backed, wanted - header.backed):
             return False
-    header.backed = wanted
+    atomic_store_u64(&header.backed, wanted)
     return True
 
 
