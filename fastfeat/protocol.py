@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._core.codec import FRAME_SIZE_MAX, FrameSplitter, pack_frame
-from ._core.exchange import Inbox, PreparedPlan, receive_soon, reply_of
+from ._core.exchange import Inbox, PreparedPlan, is_stale, receive_soon, reply_of
 from ._core.session import REPLY, REPLY_STALE, ServerSession, answer_frame, reply_head
 from .dtypes import DType
 from .errors import LocalProtocolError, RemoteProtocolError
@@ -46,6 +46,7 @@ __all__ = [
     "answer_frame",
     "answer_of",
     "columns_of",
+    "is_stale",
     "join_columns",
     "matrix_of",
     "pack_frame",
@@ -102,8 +103,8 @@ class ClientSession:
         return request_id, pack_frame([0, request_id, method, params], self.limits.frame_size_max)
 
     def hello(self, client: str, **options: bool) -> tuple[int, bytes]:
-        """options: `positions`, `flags`."""
-        said = {"version": VERSION, "client": client, "frame_size_max": self.frame_size_max}
+        """options: `positions`."""
+        said = {"version": VERSION, "client": client, "frame_size_max": self.frame_size_max, "flags": True}
         return self.request("HELLO", said | options)
 
     def greeted(self, result: object) -> None:

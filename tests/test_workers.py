@@ -195,7 +195,7 @@ def test_reads_go_on_while_a_killed_writer_comes_back_with_all_that_it_acknowled
             pusher.push("latest", row(0, -1.0))
             generation = reader.info()["shared"]["generation"]
             refused: list[FastFeatError] = []
-            flags, was_stale, is_killed = set(), False, False
+            flags, was_stale, client_said, is_killed = set(), False, False, False
             deadline = time.monotonic() + SECONDS
             while time.monotonic() < deadline:
                 try:
@@ -209,10 +209,13 @@ def test_reads_go_on_while_a_killed_writer_comes_back_with_all_that_it_acknowled
                     os.kill(writer, signal.SIGKILL)
                     is_killed = True
                 assert x_of(reader, 0) >= acknowledged - (1 if refused else 0)  # as its last state, at worst
+                says_so = reader.is_stale
                 was_stale |= reader.info()["shared"]["is_stale"]
+                client_said |= says_so
                 flags.add(told.ask([0, 2, "GET", [0, [[0]]]])[0])
             assert {type(error) for error in refused} == {WriterUnavailable}
             assert was_stale
+            assert client_said
             assert flags == {1, 3}
             until(lambda: reader.info()["shared"]["generation"] > generation)
             until(lambda: x_of(reader, 0) >= acknowledged)

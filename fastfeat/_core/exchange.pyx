@@ -153,6 +153,17 @@ cdef inline int check(int code) except -1:
     return codec_raise(code, "reply") if code < 0 else 0
 
 
+cdef enum:
+    REPLY = 1
+    REPLY_STALE = 3
+REPLIES = (REPLY, REPLY_STALE)
+
+
+def is_stale(bytes payload not None) -> bool:
+    """Whether a reply is of the last state of a writer that is gone."""
+    return len(payload) > 1 and payload[1] == REPLY_STALE
+
+
 cdef class Inbox:
     """Received bytes of one connection that is read in order.
 
@@ -162,6 +173,7 @@ cdef class Inbox:
     cdef Writer held           # size: end of the received bytes
     cdef size_t start          # begin of those not read yet
     cdef readonly size_t frame_size_max
+    cdef readonly bint is_stale        # the last reply was of the last state of a writer that is gone
     cdef Py_ssize_t exports
 
     def __cinit__(self, size_t frame_size_max, size_t capacity = 1 << 16):
@@ -201,6 +213,7 @@ cdef class Inbox:
         if self.next_payload(&payload) != 1:
             return None
         self.start = payload.end - self.held.data
+        self.is_stale = reader_left(&payload) > 1 and payload.at[1] == REPLY_STALE
         return PyBytes_FromStringAndSize(<const char*> payload.at, reader_left(&payload))
 
     cdef int next_payload(self, Reader* payload) except -1:
@@ -252,6 +265,7 @@ cdef class Inbox:
         cdef Reader start = payload[0]
         cdef bint is_error = False
         cdef int code = matrix_reply(payload, request_id, rows, columns, size, &is_error)
+        self.is_stale = reader_left(&start) > 1 and start.at[1] == REPLY_STALE
         if not is_whole and (is_error or code == CODEC_TRUNCATED):
             return 0
         if is_error:
@@ -268,11 +282,15 @@ cdef int matrix_reply(
 ) noexcept nogil:
     """Reads `[1, id, nil, [statuses, event_times, n, m, ` and the bin head. CODEC_TYPE: another shape or number."""
     cdef uint32_t count = 0
+    cdef uint64_t kind = 0
     cdef const uint8_t* data
     cdef int code = reader_array(reader, &count)
     if code == 0 and count != 4:
         code = CODEC_TYPE
-    code = read_expected(reader, code, 1)
+    if code == 0:
+        code = reader_uint64(reader, &kind)
+    if code == 0 and kind != REPLY and kind != REPLY_STALE:
+        code = CODEC_TYPE
     code = read_expected(reader, code, request_id)
     if code < 0:
         return code
@@ -310,10 +328,10 @@ cdef inline int read_expected(Reader* reader, int code, uint64_t expected) noexc
 
 
 def reply_of(payload: bytes) -> tuple[int | None, Exception | None, object]:
-    """A reply `[1, id, error, result]` as (id, error to raise or None, result). RemoteProtocolError: not a reply."""
+    """A reply `[1 or 3, id, error, result]` as (id, error to raise or None, result). else RemoteProtocolError."""
     reply = unpack(payload)
-    if not isinstance(reply, list) or len(reply) != 4 or reply[0] != 1 or isinstance(reply[0], bool):
-        raise RemoteProtocolError("reply: not [1, id, error, result]")
+    if not isinstance(reply, list) or len(reply) != 4 or reply[0] not in REPLIES or isinstance(reply[0], bool):
+        raise RemoteProtocolError("reply: not [1 or 3, id, error, result]")
     _, request_id, error, result = reply
     if not (request_id is None or (isinstance(request_id, int) and not isinstance(request_id, bool))):
         raise RemoteProtocolError("reply: its id is neither an integer nor nil")

@@ -33,6 +33,7 @@ from ..protocol import (
     FrameSplitter,
     PreparedPlan,
     columns_of,
+    is_stale,
     join_columns,
     matrix_of,
     reply_of,
@@ -78,6 +79,7 @@ class Link(asyncio.Protocol):
         self.session = ClientSession(frame_size_max)
         self.plans: dict[Wanted, asyncio.Task[tuple[PreparedPlan, int]]] = {}
         self.is_open = False
+        self.is_stale = False
         self.seen = 0
         self._splitter = FrameSplitter(frame_size_max)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
@@ -94,6 +96,7 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             for payload in self._splitter.feed(data):
+                self.is_stale = is_stale(payload)
                 self._deliver(*reply_of(payload))
         except FastFeatError as error:
             self._fail(error)
@@ -196,6 +199,11 @@ class AsyncClient:
         self._turn = 0
         self._is_closed = False
         self._wanted = WantedFeatures()
+
+    @property
+    def is_stale(self) -> bool:
+        """As Client.is_stale; of any of its connections."""
+        return any(link is not None and link.is_stale for link in self._links)
 
     async def _begin(self) -> None:
         """Fail at once where there is no server."""

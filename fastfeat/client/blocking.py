@@ -335,6 +335,7 @@ class Client:
         self._idle: deque[Connection] = deque()
         self._is_closed = False
         self._wanted = WantedFeatures()
+        self._is_stale = False
         CLIENTS.add(self)
         self._begin()
 
@@ -511,7 +512,13 @@ class Client:
             self._close_idle()  # made to the same server: likely as dead, and each would cost a retry
             raise
         finally:
+            self._is_stale = connection.inbox.is_stale
             self._release(connection)
+
+    @property
+    def is_stale(self) -> bool:
+        """True where the last answer came from the last state of a writer that is gone: a worker gave it."""
+        return self._is_stale
 
     def _checkout(self) -> Connection:
         try:
