@@ -40,7 +40,7 @@ READERS = 3
 SECONDS = 60.0  # after which a test fails rather than hangs
 STOP_SECONDS = 3.0  # longer than a reader may hold memory
 PIN_SECONDS = 1.0  # that a dead reader may
-CATCHES = 40  # times that a reader is stopped until it is inside a read
+CATCH_SECONDS = 3.0  # in which a reader is stopped and let go again until it is inside a read
 LEVEL_SLACK = 8 << 20  # bytes, of 34 MB that the writer replaces meanwhile: a snapshot of its own holds some, too
 
 
@@ -84,8 +84,10 @@ class Program:
 
 @dataclass
 class Counts:
-    """What happened. gap: the longest between two answers of a reader that was not stopped, in seconds.
+    """What happened.
 
+    gap:  the longest between two answers of a reader that was not stopped, in seconds; gap_while_dead: the longest
+          between the death of a writer and the moment when all readers have moved to the next one's arena.
     used: bytes of the arena after the last reader's end, and after its rows were replaced a hundred times more.
     """
 
@@ -93,6 +95,7 @@ class Counts:
     kills: int = 0
     killed_inside: int = 0
     stops: int = 0
+    stopped_inside: int = 0
     expelled: int = 0
     forks: int = 0
     writer_deaths: int = 0
@@ -119,6 +122,7 @@ class SharedTorture:
         self.programs: list[Program] = []
         self.readers: list[Program] = []
         self.counts = Counts()
+        self.caught: set[Program] = set()  # stopped inside a read
         self.rows: dict[int, int] = {}  # by process
         self.bad: dict[int, dict[str, int]] = {}
         self.gaps: list[tuple[int, float, float]] = []  # process, from, to
@@ -202,23 +206,26 @@ class SharedTorture:
 
     def catch(self, reader: Program) -> float:
         """Stop it inside a read, where that comes to be; when."""
-        for _ in range(CATCHES):
+        deadline = time.monotonic() + CATCH_SECONDS
+        while True:
             stopped_at = time.monotonic()
             reader.signal(signal.SIGSTOP)
             self.listen(lambda: state_of(reader.process.pid) == "T")
             pinned = self.pinned()
             if any(slot in pinned for slot in reader.said["slots"]):
-                break
+                self.caught.add(reader)
+                return stopped_at
+            if stopped_at > deadline:
+                return stopped_at
             reader.signal(signal.SIGCONT)
             self.stops.append((reader.process.pid, stopped_at, time.monotonic()))
-            time.sleep(self.random.uniform(1e-3, 5e-3))
-        else:
-            reader.signal(signal.SIGSTOP)
-        return stopped_at
+            time.sleep(self.random.uniform(2e-3, 20e-3))
 
     def go_on(self, reader: Program, stopped_at: float) -> None:
         pinned = self.pinned()
         self.counts.stops += 1
+        self.counts.stopped_inside += reader in self.caught
+        self.caught.discard(reader)
         self.counts.expelled += any(pinned.get(slot, 0) is None for slot in reader.said["slots"])
         reader.said = {}
         reader.signal(signal.SIGCONT)
@@ -303,9 +310,10 @@ class SharedTorture:
         for pid, began, ended in self.gaps:
             if any(other == pid and began < to and ended > since for other, since, to in self.stops):
                 continue
-            counts.gap = max(counts.gap, ended - began)
             if any(began < to and ended > since for since, to in self.outages):
                 counts.gap_while_dead = max(counts.gap_while_dead, ended - began)
+            else:
+                counts.gap = max(counts.gap, ended - began)
         return counts
 
     def close(self) -> None:
