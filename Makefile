@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEBUG_VENV ?= .venv-debug
 DEBUG_TREE := build/debug-tree
+TSAN_TREE := build/tsan-tree
 PY := $(VENV)/bin/python
 ONLY ?=
 ARGS ?=
@@ -25,7 +26,7 @@ EXTRA := import sys, tomllib; \
   print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]]))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture test-long check debug-test model bars bench-smoke build format clean
+.PHONY: help demo test torture test-long check debug-test model tsan-test bars bench-smoke build format clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -52,6 +53,17 @@ check: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-ben
 debug-test: $(DEBUG_VENV)/.built $(DEBUG_VENV)/.extra-demo $(DEBUG_VENV)/.extra-test  ## the core's tests on a build with checks on
 	cd $(DEBUG_TREE) && $(abspath $(DEBUG_VENV))/bin/python -m pytest -m "not long and not torture" \
 	  $(foreach name,$(NOT_CORE),--ignore=tests/test_$(name).py) --ignore-glob='tests/*bench*' $(ARGS)
+
+# The core as threads under ThreadSanitizer: no report, and one where a race is seeded (exit code 66). No report is
+# suppressed; libraries that were not built for it (Python, NumPy, Arrow) are not looked at, only their locks are.
+TSAN_RUN := cd $(TSAN_TREE) && env LD_PRELOAD="$$($${CC:-cc} -print-file-name=libtsan.so)" \
+  TSAN_OPTIONS="halt_on_error=0 exitcode=66 ignore_noninstrumented_modules=1 history_size=7" \
+  $$(setarch -R true 2>/dev/null && echo setarch -R) $(abspath $(PY)) -m tests.tsan_program
+
+tsan-test: $(TSAN_TREE)/.built  ## the core's threads under ThreadSanitizer, and a seeded race that it must find
+	$(TSAN_RUN) 40
+	@echo "and with a seeded race:"
+	export FASTFEAT_SEEDED_BUG=plain_stores; $(TSAN_RUN) 15 >seeded.log 2>&1; test $$? = 66 && grep -m 1 "data race" seeded.log
 
 model: $(VENV)/.built $(VENV)/.extra-test  ## check the reclaim protocol's model, and that seeded bugs are found (needs spin)
 	$(PY) -m pytest -m "not long" -rs tests/test_reclaim_model.py $(ARGS)
@@ -96,10 +108,15 @@ $(DEBUG_VENV)/.built: $(DEBUG_TREE)/.synced | $(DEBUG_VENV)/bin/python
 	cd $(DEBUG_TREE) && FASTFEAT_DEBUG=1 $(abspath $(DEBUG_VENV))/bin/python -m pip install -q -e .
 	@touch $@
 
+$(TSAN_TREE)/.built: $(TSAN_TREE)/.synced | $(VENV)/.built $(VENV)/.extra-test
+	@echo "building fastfeat with FASTFEAT_SANITIZE=thread in $(TSAN_TREE) (a few minutes)"
+	cd $(TSAN_TREE) && FASTFEAT_SANITIZE=thread $(abspath $(PY)) setup.py -q build_ext --inplace
+	@touch $@
+
 # Why a copy: extensions are built beside their sources, and the debug ones must not replace the others.
-$(DEBUG_TREE)/.synced: $(shell find $(TREE) -name '*.so' -prune -o -name __pycache__ -prune -o -type f -print 2>/dev/null)
-	rm -rf $(DEBUG_TREE) && mkdir -p $(DEBUG_TREE)
-	tar -c --exclude='*.so' --exclude=__pycache__ $(TREE) | tar -x -C $(DEBUG_TREE)
+$(DEBUG_TREE)/.synced $(TSAN_TREE)/.synced: $(shell find $(TREE) -name '*.so' -prune -o -name __pycache__ -prune -o -type f -print 2>/dev/null)
+	rm -rf $(@D) && mkdir -p $(@D)
+	tar -c --exclude='*.so' --exclude=__pycache__ $(TREE) | tar -x -C $(@D)
 	@touch $@
 
 # One extra of pyproject.toml, without building the package again.

@@ -32,6 +32,7 @@ SOUND = {
 }
 LARGE = {
     "two readers, one dies": (["DEATHS=1", "WRITES=1"], 10_000_000),
+    "two readers and a new generation": (["GENERATIONS=2", "WRITES=1"], 6_000_000),
 }
 BUGS = {
     "NO_PIN_FENCE": [],

@@ -315,7 +315,7 @@ cdef class Arena:
     @property
     def used(self):
         """Bytes handed out, of `capacity`."""
-        return self.view.header.used
+        return atomic_load_u64(&self.view.header.used)
 
 
 def supersede(int fd, uint64_t generation):
@@ -390,7 +390,7 @@ cdef uint64_t extent_alloc(ArenaView* arena, uint64_t size, bint urgent) noexcep
             result = header.bump
             atomic_store_u64(&header.bump, header.bump + size)
         if result != 0:
-            header.used += size
+            atomic_store_u64(&header.used, header.used + size)
     arena_unlock(header)
     return result
 
@@ -421,7 +421,7 @@ cdef void extent_free(ArenaView* arena, uint64_t at, uint64_t size) noexcept nog
     if before != NULL and before_at + before.size == at:
         before.size += extent.size
         before.next_at = extent.next_at
-    header.used -= size
+    atomic_store_u64(&header.used, header.used - size)
     arena_unlock(header)
 
 

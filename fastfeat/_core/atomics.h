@@ -5,8 +5,24 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __SANITIZE_THREAD__
+#include <stdlib.h>
+/* A race for ThreadSanitizer to find, so that `make tsan-test` shows that it would: FASTFEAT_SEEDED_BUG=plain_stores
+   makes plain stores of release stores. Looked up when a module is loaded: at the first use it would be a race itself. */
+static int ff_stores_are_plain;
+__attribute__((constructor)) static void ff_seed_plain_stores(void) {
+    const char *seeded = getenv("FASTFEAT_SEEDED_BUG");
+    ff_stores_are_plain = seeded != NULL && strcmp(seeded, "plain_stores") == 0;
+}
+#else
+#define ff_stores_are_plain 0
+#endif
+
 static inline uint64_t atomic_load_u64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
-static inline void atomic_store_u64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline void atomic_store_u64(uint64_t *p, uint64_t v) {
+    if (ff_stores_are_plain) *p = v;
+    else __atomic_store_n(p, v, __ATOMIC_RELEASE);
+}
 static inline uint32_t atomic_load_u32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void atomic_store_u32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline uint64_t atomic_add_u64(uint64_t *p, uint64_t v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }

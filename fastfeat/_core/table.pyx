@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ..errors import ArenaFull, DataError, ReadOnly, StorageError
 from .arena cimport Arena, extent_alloc, extent_free
 from .arena import digest_of
+from .atomics cimport atomic_load_u64, atomic_store_u64
 from .builder cimport ShardWriter, writer_free_memory
 from .columns cimport KeyView, RowBatch, RowLayout, batch_from_arrow, batch_imaged
 from .index cimport SLOTS_BITS_MIN, slots_alloc, slots_size
@@ -176,16 +177,22 @@ cdef class Table:
 
     def tidy(self):
         """Free what readers have left, unless somebody writes at this moment, who will do it."""
-        if self.waiting() and self.lock.acquire(False):
+        if self.lock.acquire(False):
             try:
-                self.reclaim()
+                if self.waiting():
+                    self.reclaim()
             finally:
                 self.lock.release()
 
     @property
     def is_quiet(self):
-        """True where nothing that was replaced waits for readers to leave. For the writer."""
-        return self.waiting() == 0
+        """True where nobody writes at this moment and nothing that was replaced waits for readers to leave."""
+        if not self.lock.acquire(False):
+            return False
+        try:
+            return self.waiting() == 0
+        finally:
+            self.lock.release()
 
     cdef bint has_spans(self):
         """True where some shard ever held a row."""
@@ -213,17 +220,18 @@ cdef class Table:
 
     def set_ttl(self, ttl_us):
         """Change the ttl; None is for ever. Reads that begin later use it."""
-        self.view.ttl_us = -1 if ttl_us is None else min(ttl_us, DURATION_MAX_US)
+        cdef int64_t ttl = -1 if ttl_us is None else min(ttl_us, DURATION_MAX_US)
+        atomic_store_u64(<uint64_t*>&self.view.ttl_us, <uint64_t>ttl)
 
     @property
     def rows(self):
         """Rows in memory."""
-        return sum(self.view.shards[shard].rows for shard in range(1 << self.view.shard_bits))
+        return sum(atomic_load_u64(&self.view.shards[shard].rows) for shard in range(1 << self.view.shard_bits))
 
     @property
     def entities(self):
         """Entities with rows in memory."""
-        return sum(self.view.shards[shard].live for shard in range(1 << self.view.shard_bits))
+        return sum(atomic_load_u64(&self.view.shards[shard].live) for shard in range(1 << self.view.shard_bits))
 
     # --- writing
 
@@ -399,6 +407,7 @@ cdef class Table:
         return self.waiting() < before
 
     cdef uint64_t waiting(self):
+        """Pieces that wait for readers to leave. For who holds the lock."""
         cdef uint64_t count = 0
         cdef uint32_t shard
         for shard in range(<uint32_t>1 << self.view.shard_bits):

@@ -144,9 +144,10 @@ cdef inline const uint8_t* row_live(
 ) noexcept nogil:
     """The row where its ttl allows, NULL and EXPIRED otherwise."""
     cdef int64_t event = <int64_t>load_once_u64(&block.events[i])
+    cdef int64_t ttl_us = <int64_t>atomic_load_u64(<const uint64_t*>&view.ttl_us)
     event_time[0] = event
     # Why unsigned: the row is at or before event_us, and nothing else about their distance is known.
-    if view.ttl_us >= 0 and <uint64_t>event_us - <uint64_t>event > <uint64_t>view.ttl_us:
+    if ttl_us >= 0 and <uint64_t>event_us - <uint64_t>event > <uint64_t>ttl_us:
         status[0] = EXPIRED
         return NULL
     status[0] = PRESENT

@@ -377,9 +377,10 @@ cdef void shards_commit(
         writer = &writers[shard]
         for i in range(writer.pending.count):
             pending_publish(<Pending*>writer.pending.data + i)
-        view.shards[shard].rows += writer.rows_delta
+        # Why atomic: others may ask for the sizes meanwhile.
+        atomic_store_u64(&view.shards[shard].rows, view.shards[shard].rows + writer.rows_delta)
         view.shards[shard].entities += writer.entities_delta
-        view.shards[shard].live += writer.live_delta
+        atomic_store_u64(&view.shards[shard].live, view.shards[shard].live + writer.live_delta)
     epoch = epoch_advance(&view.arena) - ff_seeded_bug("retired_an_epoch_early")
     for shard in range(shard_low, shard_high):
         writer = &writers[shard]

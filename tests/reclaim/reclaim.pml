@@ -28,6 +28,7 @@
                  1 reader, 2 pieces, 2 writes, 2 reads, 1 death, 2 generations                      1.2 million
              and in a campaign (a minute and more, 1 GB)
                  2 readers, 2 pieces, 1 write, 1 read each, 1 death                                12.2 million
+                 2 readers, 2 pieces, 1 write, 1 read each, 2 generations                           6.9 million
 */
 #ifndef READERS
 #define READERS 2
