@@ -132,7 +132,7 @@ class Trial:
             raise Violation(f"after {first} of {len(expected.atoms)} writes: {difference(answers, right)}")
         del expected.atoms[first + found[-1] :]
         expected.acknowledged = first + found[-1]
-        expected.is_certain = len(found) == 1
+        expected.is_certain &= len(found) == 1  # for good: created times would tell, and a later look does not
 
     def telling(self) -> list[tuple[int, int]]:
         """Questions whose answers tell whether writes in doubt have happened: each of their rows at its own times."""
