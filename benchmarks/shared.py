@@ -8,6 +8,7 @@ shared.full      a small file system filled again and again
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import subprocess
@@ -95,33 +96,35 @@ def measure_restart(size: Size) -> Findings:
     with work_directory() as folder, arena_name() as name:
         directory = str(folder / "store")
         run("stop", name, entities, directory)
-        starts = [run("time", name, entities, directory) for _ in range(RESTARTS)]
+        starts = [run("time", name, entities, directory) for _ in range(1 if size.smoke else RESTARTS)]
         if len({start["generation"] for start in starts}) != 1:
             raise AssertionError(f"the arena was built anew and not taken up: {starts}")
         took = sorted(start["took_s"] for start in starts)
-        findings.bars["shared.restart.clean_ms"] = took[RESTARTS // 2] * 1e3
+        findings.bars["shared.restart.clean_ms"] = took[len(took) // 2] * 1e3
         findings.rates["shared.restart.clean"] = {"least_s": took[0], "most_s": took[-1]}
-        measure_killed(findings, name, entities, directory)
+        measure_killed(size, findings, name, directory)
     return findings
 
 
-def measure_killed(findings: Findings, name: str, entities: int, directory: str) -> None:
+def measure_killed(size: Size, findings: Findings, name: str, directory: str) -> None:
     """Read without pause while the writer is killed and another recovers; until reads are of its arena."""
+    entities, settle_seconds = size.entities_large, 0.1 if size.smoke else SETTLE_SECONDS
     keys = data.random_keys(entities, (1_000,), 13).tolist()
     expected = data.rows_of(np.array(keys))
+    findings.checksums["shared.restart"] = data.checksum(expected)
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(writer("open", name, entities, directory))
         reader = stack.enter_context(AttachedStore(name))
         generation = reader.info()["shared"]["generation"]
         asked = Asked(reader, keys, expected)
-        asked.until(lambda: time.monotonic() > asked.began + SETTLE_SECONDS)
+        asked.until(lambda: time.monotonic() > asked.began + settle_seconds)
         first.kill()
         second = subprocess.Popen(words("open", name, entities, directory), cwd=ROOT, **PIPES)
         stack.callback(end, second)
         stale_at = time.monotonic()
         asked.until(lambda: reader._arena.generation != generation)
         recovered = time.monotonic() - stale_at
-        asked.until(lambda: time.monotonic() > stale_at + recovered + SETTLE_SECONDS)
+        asked.until(lambda: time.monotonic() > stale_at + recovered + settle_seconds)
     findings.bars["shared.restart.killed_unanswered"] = asked.unanswered
     findings.rates["shared.restart.killed"] = {
         "reads": asked.reads,
@@ -166,13 +169,16 @@ def measure_full(size: Size) -> Findings:
     done = subprocess.run([sys.executable, "-m", "benchmarks.shared", str(fills)], cwd=ROOT, capture_output=True)
     if not done.stdout:
         raise RuntimeError(f"the fills ended with {done.returncode}: {done.stderr.decode()[-2000:]}")
-    findings.rates["shared.full"] = {"fills": float(json.loads(done.stdout)["fills"])}
+    said = json.loads(done.stdout)
+    findings.rates["shared.full"] = {"fills": float(said["fills"])}
+    findings.checksums["shared.full"] = said["checksum"]
     findings.bars["shared.full.sigbus"] = float(done.returncode != 0)
     return findings
 
 
-def fill(fills: int) -> int:
-    """Fill a small file system so many times, each until ArenaFull, and read on; how many were done."""
+def fill(fills: int) -> str:
+    """Fill a small file system so many times, each until ArenaFull, and read on; the checksum of what was read."""
+    checksum = hashlib.blake2b(digest_size=8)
     view = FeatureView("blob", Entity("user", {"user_id": "int64"}), [Field("text", "string")], keep="latest")
     with tempfile.TemporaryDirectory() as place:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={FULL_SIZE}", "tmpfs", place], check=True)
@@ -185,10 +191,11 @@ def fill(fills: int) -> int:
                         row = reader.get_online_features(["blob:text"], {"user_id": [0, user - 1]}).to_dict()
                         if row["blob:text"] != ["x" * 1000] * 2:
                             raise AssertionError(f"after a fill the reader sees {row}")
+                        checksum.update("".join(row["blob:text"]).encode())
                         store.delete("blob", {"user_id": list(range(user))})
         finally:
             subprocess.run(["umount", place], check=True)
-    return fills
+    return checksum.hexdigest()
 
 
 def fill_once(store: Store) -> int:
@@ -250,4 +257,4 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"fills": fill(int(sys.argv[1]))}), flush=True)
+    print(json.dumps({"fills": int(sys.argv[1]), "checksum": fill(int(sys.argv[1]))}), flush=True)

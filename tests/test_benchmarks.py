@@ -85,6 +85,7 @@ REPORTED[3] = {
     "durable.redis_aof_everysec.ratio",
     "durable.redis_aof_everysec.ingest_ratio",
 }
+SLOW = {"concurrent", "server.open", "durable", "history", "shared.restart", "workers.load", "workers.scale"}
 NEED_REDIS = {"embedded", "client", "server.rps", "server.open", "scale", "durable"}
 
 
@@ -126,7 +127,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "group", [pytest.param(group, marks=pytest.mark.torture if group in SLOW else ()) for group in GROUPS]
+)
 def test_the_group_measures_all_its_bars_and_prints_checksums(group: str, results: Path) -> None:
     if group in NEED_REDIS and shutil.which("redis-server") is None:
         pytest.skip(f"the bars of {group} compare with Redis and redis-server is missing: apt-get install redis-server")
