@@ -76,6 +76,7 @@ class Sharing:
         self.directory = shared_directory(name)
         self.generation = 0
         self._gid = -1 if group is None else group_id(group)
+        self._is_installed = False
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock_fd = -1
@@ -144,20 +145,25 @@ class Sharing:
             os.fchown(file.fileno(), -1, self._gid)
             file.write(f"{self.generation}\n")
         os.rename(f"{path}.tmp", path)
+        self._is_installed = True
         for generation in self._generations():
             if generation != self.generation:
                 self._retire(generation)
 
     def close(self, *, is_kept: bool) -> None:
-        """Another process may write now. is_kept: the newest arena stays for it, and for those who read it."""
+        """Another process may write now. is_kept: the newest arena stays for it, and for those who read it.
+
+        What readers were never shown goes in any case, and no more than that where nothing was shown.
+        """
         self.rest()
         if self._lock_fd < 0:
             return
-        if not is_kept:
-            with suppress(FileNotFoundError):
-                os.unlink(os.path.join(self.directory, "current"))
-            for generation in self._generations():
-                self._unlink(generation)
+        shown = current_generation(self.directory)
+        if self._is_installed and not is_kept:
+            os.unlink(os.path.join(self.directory, "current"))
+            shown = 0
+        for generation in self._generations() - {shown}:
+            self._unlink(generation)
         os.close(self._lock_fd)
         self._lock_fd = -1
 

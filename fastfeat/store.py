@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
 
 Named = TypeVar("Named", FeatureView, FeatureService)
 
+LEAVE_SECONDS = 1.0  # at the end of a shared store, for readers to leave what was replaced
+LOOK_SECONDS = 0.005
 THREADS_MAX = 8  # of one load: beyond it, memory bandwidth is the limit
 PLANS_MAX = 1024  # cached lists of features; a program that makes up more of them starts over
 DURABLE_PARTS = ("join_keys", "fields", "keep", "kind")  # of a definition: what stored rows depend on
@@ -726,16 +729,22 @@ class Store:
                 self._definitions = Definitions({}, {}, {}, {})
                 self._plans = {}
 
+    def _is_left(self) -> bool:
+        """True once readers have left everything that was replaced."""
+        deadline = time.monotonic() + LEAVE_SECONDS
+        tables = self._definitions.tables.values()
+        while self._tidy() and not (is_left := all(table.is_quiet for table in tables)):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(LOOK_SECONDS)
+        return is_left
+
     def _stop_sharing(self, *, is_whole: bool) -> None:
         """is_whole: what the arena holds may be taken up by the next process that opens the directory."""
         if self._sharing is None or self._arena is None:
             return
         self._sharing.rest()
-        if (
-            is_whole
-            and self._storage is not None
-            and all(table.is_quiet for table in self._definitions.tables.values())
-        ):
+        if is_whole and self._storage is not None and self._is_left():
             self._publish(self._storage.state())
             self._arena.let_go()
         self._sharing.close(is_kept=self._storage is not None)

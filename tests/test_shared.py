@@ -22,6 +22,7 @@ from fastfeat import (
     ArenaFull,
     BeforeHistory,
     DataError,
+    DirectoryLocked,
     Entity,
     FeatureService,
     FeatureView,
@@ -32,6 +33,7 @@ from fastfeat import (
     UnknownView,
     connect,
 )
+from fastfeat._core.arena import Arena
 from fastfeat.attached import AttachedStore
 from fastfeat.errors import ConnectFailed
 from fastfeat.shared import shared_directory
@@ -279,14 +281,7 @@ while True:
 """
     with reader(name, code) as process:
         assert line(process) == "reading"
-        for _ in range(50):  # until it is caught inside
-            process.send_signal(signal.SIGSTOP)
-            until(lambda: state_of(process.pid) == "T")
-            if arena.pinned:
-                break
-            process.send_signal(signal.SIGCONT)
-            time.sleep(0.003)
-        assert arena.pinned, "it was never caught inside a read"
+        stop_inside(process, arena)
         slot = next(iter(arena.pinned))
         version, deadline = 10, time.monotonic() + 20
         while arena.pinned[slot] is not None:
@@ -334,6 +329,35 @@ def test_a_clean_stop_is_taken_up_as_it_is(tmp_path: Path, name: str) -> None:
             assert other.get_online_features("all", keys).to_dict() == after
     with Store.open(tmp_path / "store", capacity_bytes=CAPACITY) as store:  # and the directory says the same
         assert store.get_online_features("all", keys).to_dict() == after
+
+
+def test_a_writer_that_takes_an_arena_up_knows_who_is_inside(tmp_path: Path, name: str) -> None:
+    """What such a reader may see must not be used again by a writer that was not there when it came."""
+    with directory_store(tmp_path, name) as store:
+        store.apply([USER, LATEST, WHOLE, SERVICE])
+        fill(store, 200)
+        generation = store.info()["shared"]["generation"]
+    with reader(name, INSIDE) as process:
+        assert line(process) == "reading"
+        with AttachedStore(name) as other:
+            arena = other._open_arena()
+            stop_inside(process, arena)
+        with directory_store(tmp_path, name) as store:
+            assert store.info()["shared"]["generation"] == generation
+            assert list(store._open_arena().pinned) == [128]
+
+
+def stop_inside(process: subprocess.Popen[str], arena: Arena) -> None:
+    """Stop a reader while it is inside the arena."""
+    deadline = time.monotonic() + 20
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: state_of(process.pid) == "T")
+        if arena.pinned:
+            return
+        assert time.monotonic() < deadline, "it was never caught inside a read"
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.003)
 
 
 def test_what_a_dead_writer_left_is_never_trusted_and_readers_move_over(tmp_path: Path, name: str) -> None:
@@ -393,6 +417,21 @@ def test_an_arena_of_another_state_of_the_directory_is_not_taken_up(tmp_path: Pa
         assert store.get_feature_vector(["latest:number"], {"user_id": 1})[0] == 1.099
     with Store.open(tmp_path / "other", capacity_bytes=CAPACITY, shared=name) as store:
         assert store.info()["views"] == {}
+
+
+def test_a_writer_that_can_not_open_its_directory_leaves_the_arena_as_it_was(tmp_path: Path, name: str) -> None:
+    with directory_store(tmp_path, name) as store:
+        store.apply([USER, LATEST, WHOLE, SERVICE])
+        fill(store, 10)
+        generation = store.info()["shared"]["generation"]
+        files = sorted(file.name for file in Path(name).iterdir())
+    with Store.open(tmp_path / "store", capacity_bytes=CAPACITY), pytest.raises(DirectoryLocked):
+        directory_store(tmp_path, name)
+    assert sorted(file.name for file in Path(name).iterdir()) == files
+    with directory_store(tmp_path, name) as store:
+        assert store.info()["shared"]["generation"] == generation
+        with AttachedStore(name) as other:
+            assert other.get_feature_vector(["latest:number"], {"user_id": 3})[0] == 3.002
 
 
 def test_two_writers_of_one_name_are_one_too_many(name: str, store: Store) -> None:

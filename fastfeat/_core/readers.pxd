@@ -29,6 +29,7 @@ cdef class ReaderSlots:
     cdef uint64_t* seen       # per slot: the pin that was there at the last look, and since when (s)
     cdef double* since
     cdef size_t size
-    cdef own_all(self)
-    cdef begin_writing(self)
+    cdef map_file(self)
+    cdef own_first(self)
+    cdef begin_writing(self, uint64_t generation)
     cdef bint clear_dead(self, uint32_t slot)

@@ -73,52 +73,53 @@ cdef class ReaderSlots:
     """
 
     def __cinit__(self, int fd=-1, bint is_writer=True, uint64_t generation=1):
-        cdef void* at
-        self.readers.fd = -1
+        self.readers.fd = fd
         self.readers.is_writer = is_writer
         self.size = sizeof(ReaderTable)
         if fd < 0:
-            at = aligned_alloc(64, self.size)
-            if at == NULL:
+            self.readers.table = aligned_alloc(64, self.size)
+            if self.readers.table == NULL:
                 raise MemoryError("no memory for a reader table")
-            memset(at, 0, self.size)
-        else:
-            if is_writer:
-                os.truncate(fd, self.size)
-                os.posix_fallocate(fd, 0, self.size)
-            elif os.fstat(fd).st_size < <int64_t>self.size:
-                raise StorageError("the file of the readers is too short; its server is not of this version")
-            at = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
-            if at == MAP_FAILED:
-                raise StorageError("the system refused to map the reader table")
-        self.readers.table = at
+            memset(self.readers.table, 0, self.size)
+            self.own_first()
+            return
         if is_writer:
-            self.own_all()
-            table_of(&self.readers).generation = generation
-            atomic_store_u64(&table_of(&self.readers).magic, MAGIC)
-        elif (
-            atomic_load_u64(&table_of(&self.readers).magic) != MAGIC
-            or table_of(&self.readers).generation != generation
-        ):
-            munmap(at, self.size)
-            self.readers.table = NULL
-            raise StorageError("the file of the readers is not of this arena; attach again")
-        if fd >= 0:
-            self.readers.fd = fd
-            ff_readers_add(&self.readers)
-            if is_writer:
-                self.begin_writing()
+            # Why first: what follows is written over what another writer may be using.
+            if not ff_lock_take(fd, WRITER_LOCK):
+                raise StorageError("another process writes this arena; stop it first")
+            os.truncate(fd, self.size)
+            os.posix_fallocate(fd, 0, self.size)
+            self.map_file()
+            self.begin_writing(generation)
+        else:
+            if os.fstat(fd).st_size < <int64_t>self.size:
+                raise StorageError("the file of the readers is too short; its server is not of this version")
+            self.map_file()
+            if atomic_load_u64(&table_of(&self.readers).magic) != MAGIC or (
+                table_of(&self.readers).generation != generation
+            ):
+                raise StorageError("the file of the readers is not of this arena; attach again")
+        ff_readers_add(&self.readers)
 
-    cdef own_all(self):
+    cdef map_file(self):
+        cdef void* at = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED, self.readers.fd, 0)
+        if at == MAP_FAILED:
+            raise StorageError("the system refused to map the reader table")
+        self.readers.table = at
+
+    cdef own_first(self):
+        """Have the slots of the writing process; one before may have died inside. Those of others stay theirs."""
         cdef uint32_t i
         for i in range(WRITER_SLOTS):
             self.readers.own[i] = i
-        table_of(&self.readers).high = WRITER_SLOTS
+            atomic_store_u64(&table_of(&self.readers).slots[i].pinned, 0)
+        raise_high(table_of(&self.readers), WRITER_SLOTS)
         self.readers.own_count = WRITER_SLOTS
 
-    cdef begin_writing(self):
-        if not ff_lock_take(self.readers.fd, WRITER_LOCK):
-            raise StorageError("another process writes this arena; stop it first")
+    cdef begin_writing(self, uint64_t generation):
+        self.own_first()
+        table_of(&self.readers).generation = generation
+        atomic_store_u64(&table_of(&self.readers).magic, MAGIC)
         self.seen = <uint64_t*>calloc(READER_SLOTS, 8)
         self.since = <double*>calloc(READER_SLOTS, 8)
         if self.seen == NULL or self.since == NULL:
