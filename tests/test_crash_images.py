@@ -64,7 +64,14 @@ def test_a_full_disk_breaks_nothing_and_writes_resume() -> None:
         assert set(trial.refusals) == {DiskFull}
 
 
-@pytest.mark.parametrize("seeds", [range(12), pytest.param(range(1_000, 1_200), marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "seeds",
+    [
+        range(4),
+        pytest.param(range(4, 16), marks=pytest.mark.torture),
+        pytest.param(range(1_000, 1_200), marks=pytest.mark.long),
+    ],
+)
 def test_any_damage_is_detected_or_leaves_what_a_prefix_of_the_writes_would(seeds: range) -> None:
     found = [error for seed in seeds for error in damage(seed, steps=12, times=25)]
     assert {LogCorrupt, HistoryCorrupt} <= set(found) <= DAMAGES
