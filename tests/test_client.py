@@ -470,9 +470,14 @@ def test_an_interrupt_does_not_leave_an_answer_for_the_next_request(running: Ser
         return push(view, rows)
 
     store.push = slow_push  # type: ignore[method-assign]
+    # Why: a shell starts what it puts in the background with the interrupt ignored, and so would this be.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with serving(store) as server, connect(server.url) as client:
-        with pytest.raises(KeyboardInterrupt):
-            client.push("user", [user(i) for i in range(1000)])
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                client.push("user", [user(i) for i in range(1000)])
+        finally:
+            signal.signal(signal.SIGINT, before)
         may_go_on.set()
         assert client.get_feature_vector(NUMBERS, {"user_id": 3})[0] == 3.5
 
