@@ -34,6 +34,7 @@ from .scale import read_all
 from .shared_store import WIDE, WIDE_PARTS
 
 FILLS: Final = 200
+MAY_MOUNT: Final = [] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]  # a command's opening
 FULL_SIZE: Final = 16 << 20  # bytes of the small file system
 RESTARTS: Final = 5
 SETTLE_SECONDS: Final = 2.0  # of reading before the writer is killed, and after the new one is there
@@ -53,6 +54,7 @@ def measure_read(size: Size) -> Findings:
             batches = list(data.random_keys(entities, (size.calls[100], 100), 12))
             out, wide_out, many_out = np.empty(50), np.empty(50 * WIDE_PARTS), np.empty((100, 50))
             check(findings, client, batches[0])
+            findings.rates["shared.read.huge_pages"] = {"of_shared_memory": shared_huge_pages()}
             latencies = interleave(
                 [
                     Subject("1x50", lambda key: one(data.SERVICE, {"user_id": key}, out=out), keys),
@@ -66,7 +68,6 @@ def measure_read(size: Size) -> Findings:
         findings.latencies[f"shared.read.{what}"] = found
     for what, percent in (("1x50", 50), ("1x50", 99), ("1x200", 50), ("100x50", 50)):
         findings.bars[f"shared.read.{what}.p{percent}_us"] = latencies[what].at(percent)
-    findings.rates["shared.read.huge_pages"] = {"of_shared_memory": shared_huge_pages()}
     return findings
 
 
@@ -166,7 +167,8 @@ def measure_full(size: Size) -> Findings:
     """In a process of its own, as a SIGBUS would end it."""
     findings = Findings()
     fills = 3 if size.smoke else FILLS
-    done = subprocess.run([sys.executable, "-m", "benchmarks.shared", str(fills)], cwd=ROOT, capture_output=True)
+    words = [*MAY_MOUNT, sys.executable, "-m", "benchmarks.shared", str(fills)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True)
     if not done.stdout:
         raise RuntimeError(f"the fills ended with {done.returncode}: {done.stderr.decode()[-2000:]}")
     said = json.loads(done.stdout)

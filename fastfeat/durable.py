@@ -307,15 +307,18 @@ class Storage:
         log_lines.warning("snapshot %d can't be used: %s", generation, error)
 
     def state(self) -> dict[str, Any]:
-        """Of a directory in which nothing will be written any more: what `_resume` needs to know it by."""
-        return {
-            "store": name_of_store(self.files, self.directory, read_only=self.options.read_only),
-            "log_end": self.log.end,
-        }
+        """Of a directory in which nothing will be written any more: what the next start knows it by."""
+        assert self.last_snapshot is not None
+        return self._state_with(self.last_snapshot)
+
+    def _state_with(self, snapshot: SnapshotInfo) -> dict[str, Any]:
+        """Why the snapshot's moment: a restored copy may come to the same end of its log with other rows."""
+        name = name_of_store(self.files, self.directory, read_only=self.options.read_only)
+        return {"store": name, "log_end": self.log.end, "taken_us": snapshot.taken_us}
 
     def _resume(self, infos: list[SnapshotInfo]) -> SnapshotInfo | None:
         """The snapshot of a clean stop, where memory still has what is in it and it is all there is."""
-        if not infos or not self._target.resume(self.state()):
+        if not infos or not self._target.arena().is_shared or not self._target.resume(self._state_with(infos[0])):
             return None
         self.versions = list(infos[0].definitions)
         return infos[0]

@@ -14,8 +14,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -128,14 +128,23 @@ class Store:
         if shared is None:
             self._arena = Arena(self._capacity)
         else:
-            self._share(shared, shared_group)
-            self._reset(None)
-            self._show()
+            with self._sharing_as(shared, shared_group):
+                self._show()
 
-    def _share(self, name: str, group: str | None) -> None:
+    @contextmanager
+    def _sharing_as(self, name: str | None, group: str | None) -> Iterator[None]:
+        """Begin with a shared arena of this name, if any; what fails inside lets go of the name."""
         from .shared import Sharing
 
-        self._sharing = Sharing(name, group)
+        if name is not None:
+            self._sharing = Sharing(name, group)
+        try:
+            if self._sharing is not None:
+                self._reset(None)
+            yield
+        except BaseException:
+            self._stop_sharing(is_whole=False)
+            raise
 
     def _show(self) -> None:
         """Let readers find the arena."""
@@ -205,17 +214,13 @@ class Store:
             history=history,
             read_only=read_only,
         )
+        if read_only and shared is not None:
+            raise DataError(f"shared={shared!r} with read_only=True: only the process that writes may share its rows")
         store = cls(capacity_bytes, clock)
-        if shared is not None:
-            store._share(shared, shared_group)
-            store._reset(None)
         target = Target(store._reset, store._install, store._tables, store._open_arena, store._moved, store._resume)
-        try:
+        with store._sharing_as(shared, shared_group):
             store._storage = Storage.open(files or Files(), os.fspath(directory), options, store._clock, target)
             store._show()
-        except BaseException:
-            store._stop_sharing(is_whole=False)
-            raise
         return store
 
     def _reset(self, seed: bytes | None) -> None:
@@ -741,12 +746,12 @@ class Store:
 
     def _stop_sharing(self, *, is_whole: bool) -> None:
         """is_whole: what the arena holds may be taken up by the next process that opens the directory."""
-        if self._sharing is None or self._arena is None:
+        if self._sharing is None:
             return
         self._sharing.rest()
         if is_whole and self._storage is not None and self._is_left():
             self._publish(self._storage.state())
-            self._arena.let_go()
+            self._open_arena().let_go()
         self._sharing.close(is_kept=self._storage is not None)
 
     def _open_arena(self) -> Arena:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -442,6 +445,45 @@ def test_two_writers_of_one_name_are_one_too_many(name: str, store: Store) -> No
     with pytest.raises(StorageError, match="another process writes"):
         Store(CAPACITY, shared=name)
     store.push("latest", row(1, 1))
+
+
+def test_a_store_that_could_not_begin_lets_go_of_the_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="the least is"):
+        Store(10, shared=name)
+    with Store(CAPACITY, shared=name), pytest.raises(DataError, match="only the process that writes"):
+        Store.open(tmp_path / "store", shared=name, read_only=True)
+    with pytest.raises(DataError, match="the least is"):
+        Store.open(tmp_path / "store", capacity_bytes=10, shared=name)
+    with directory_store(tmp_path, name):
+        pass
+
+
+def test_a_reader_too_many_is_told_so(name: str, store: Store) -> None:
+    """One process has the locks of all slots that are not the writer's."""
+    with next(Path(name).glob("readers.*")).open("r+b") as file:
+        lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 128, 896, 0)
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK if hasattr(fcntl, "F_OFD_SETLK") else 37, lock)
+        with pytest.raises(StorageError, match="all 896 slots"):
+            AttachedStore(name)
+    AttachedStore(name).close()
+
+
+def test_a_restored_copy_does_not_take_up_the_originals_rows(tmp_path: Path, name: str) -> None:
+    """Both go by the same name and end at the same place of their logs, with other rows."""
+    with directory_store(tmp_path, name) as store:
+        store.apply([USER, LATEST])
+        store.push("latest", row(1, 1))
+    copied = tmp_path / "copy"
+    shutil.copytree(tmp_path / "store", copied / "store")
+    with Store.open(copied / "store", capacity_bytes=CAPACITY) as store:
+        store.push("latest", row(2, 2))
+        end = store.position
+    with directory_store(tmp_path, name) as store:
+        store.push("latest", row(3, 2))
+        assert store.position == end
+    with directory_store(copied, name) as store:
+        numbers = store.get_feature_vectors(["latest:number"], {"user_id": [1, 2, 3]})[:, 0]
+        np.testing.assert_array_equal(numbers, [1.001, 2.002, np.nan])
 
 
 def test_a_store_without_a_directory_leaves_nothing(name: str) -> None:

@@ -99,6 +99,11 @@ cdef class ReaderSlots:
                 table_of(&self.readers).generation != generation
             ):
                 raise StorageError("the file of the readers is not of this arena; attach again")
+            # Why now: the first read would wait for a slot, and for ever where other processes have them all.
+            if not readers_claim(&self.readers):
+                raise StorageError(
+                    f"all {READER_SLOTS - WRITER_SLOTS} slots of readers are taken; let other processes detach first"
+                )
         ff_readers_add(&self.readers)
 
     cdef map_file(self):
