@@ -202,6 +202,7 @@ class Supervisor:
         if ready.done():
             return not asked.done()
         ready.cancel()
+        await asyncio.gather(ready, return_exceptions=True)  # else the loop complains of what nobody looked at
         return False
 
     def _accept(self, listener: socket.socket) -> None:
