@@ -353,6 +353,7 @@ def check_counts(counts: Counts) -> None:
     assert min(counts.kills, counts.stops, counts.forks, counts.writer_deaths) >= 1
 
 
+@pytest.mark.torture
 def test_readers_are_right_whatever_happens_to_them_and_to_the_writer(tmp_path: Path) -> None:
     with torture(tmp_path, seed=1) as shared:
         counts = shared.run(seconds=0.0, reads_min=10_000, seconds_max=20.0)
