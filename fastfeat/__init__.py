@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .aggregation import Aggregation as Aggregation
     from .client import AsyncClient as AsyncClient
     from .client import Client as Client
     from .client import connect as connect
@@ -47,12 +48,14 @@ if TYPE_CHECKING:
     from .schema import FeatureService as FeatureService
     from .schema import FeatureView as FeatureView
     from .schema import Field as Field
+    from .schema import WindowView as WindowView
     from .status import Status as Status
     from .store import Store as Store
 
 # Module -> its public names. Each is loaded when a name of it is first used, so that a client imports neither pyarrow
 # nor the core, and `import fastfeat` costs nothing.
 PUBLIC = {
+    "aggregation": ("Aggregation",),
     "client": ("AsyncClient", "Client", "connect", "connect_async"),
     "dtypes": ("DType",),
     "errors": (
@@ -86,7 +89,7 @@ PUBLIC = {
     "receipts": ("Receipt",),
     "report": ("LoadReport",),
     "result": ("Result",),
-    "schema": ("Entity", "Feature", "FeatureService", "FeatureView", "Field"),
+    "schema": ("Entity", "Feature", "FeatureService", "FeatureView", "Field", "WindowView"),
     "status": ("Status",),
     "store": ("Store",),
 }

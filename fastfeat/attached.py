@@ -19,10 +19,11 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
+from .applied import NOTHING
+from .definitions import definitions_from_list
 from .errors import ReadOnly, StorageError
-from .schema import definitions_from_list
 from .shared import Catalogue, attach
-from .store import Definitions, Store
+from .store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ._core.arena import Arena
+    from .definitions import Definition
     from .result import Result
-    from .schema import Definition
     from .store import EntityRows, Features, Moment
 
 MAPPED_AT_ONCE: Final = 64 << 20  # bytes
@@ -60,7 +61,7 @@ class AttachedStore(Store):
         """Read from this arena from now on, by what its catalogue says."""
         # Why the offset first: a catalogue published in between is then met again, not missed.
         catalogue_at, catalogue = arena.catalogue_at, Catalogue.of(arena)
-        before, self._definitions = self._definitions, Definitions({}, {}, {}, {})
+        before, self._definitions = self._definitions, NOTHING
         was, self._arena = self._arena, arena
         try:
             now = self._merged(definitions_from_list(catalogue.definitions), catalogue.tables)

@@ -35,6 +35,7 @@ from ._core.arena import Arena
 from ._core.exports import export_shards, shards_of
 from ._core.table import Clock, Table
 from .commits import DEFINITIONS, DELETE, ROWS, Commits, Prepared, view_of_record
+from .definitions import Definition, definitions_from_list
 from .errors import ArenaFull, DataError, DirectoryLocked, ReadOnly, SnapshotCorrupt, StorageError
 from .files import Files
 from .history import CompactReport, Covered, History
@@ -42,7 +43,7 @@ from .log import Log, Record
 from .ownership import claim, name_of_store
 from .places import Place, open_place, storage_faults
 from .rows import batch_of_rows, entity_columns, heads_batch, heads_of, key_fields, key_hashes, rows_batch, rows_schema
-from .schema import Definition, FeatureView, definitions_from_list
+from .schema import FeatureView
 from .snapshot import (
     Part,
     SnapshotInfo,

@@ -9,7 +9,7 @@ Blocks:  it reads files; not for an event loop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from ._core.exports import export_keys
 from ._core.plan import Plan
 from ._core.request import plain_keys
 from ._core.table import Clock, Table
+from .applied import Definitions
 from .durable import EVERY_SEQUENCE, Storage, whole_table
 from .rows import (
     SEQUENCE,
@@ -41,27 +42,26 @@ def past_plan(
     storage: Storage,
     clock: Clock,
     features: Sequence[Feature],
-    views: Mapping[str, tuple[FeatureView, Table]],
+    definitions: Definitions,
     entity_rows: Any,
     sequence_end: int | None = None,
 ) -> Plan:
     """A plan of these features over all rows below `sequence_end`, or all, that the entities asked ever had.
 
-    views: definition (its ttl counts) and table in memory (its deletes count) of each view.
+    definitions: what the features mean (a view's ttl counts), and the tables in memory (their deletes count).
     """
-    names = dict.fromkeys(feature.view for feature in features)
-    keys = {name: unique_keys(views[name][0], entity_rows) for name in names}
+    views = {view.name: view for view in (definitions.stored(feature.view) for feature in features)}
+    keys = {name: unique_keys(view, entity_rows) for name, view in views.items()}
     end = EVERY_SEQUENCE if sequence_end is None else sequence_end
-    rows = {name: gather(storage, views[name][0], keys[name], end) for name in names}
+    rows = {name: gather(storage, view, keys[name], end) for name, view in views.items()}
     arena = Arena(CAPACITY_MIN + CAPACITY_FACTOR * sum(each.nbytes for each in rows.values()))
     tables = {}
-    for name in names:
-        view, in_memory = views[name]
+    for name, view in views.items():
         tables[name] = whole_table(arena, clock, view, view.ttl_us)
         for batch in rows[name].combine_chunks().to_batches():
             tables[name].prepare(batch_of_rows(tables[name], view, batch)).commit()
-        apply_deletes(tables[name], in_memory, view, keys[name])
-    return Plan(clock, [(tables[feature.view], feature.field) for feature in features])
+        apply_deletes(tables[name], definitions.tables[name], view, keys[name])
+    return Plan(clock, definitions.plan_items(features, tables))
 
 
 def unique_keys(view: FeatureView, entity_rows: Any) -> dict[str, list[Any]]:

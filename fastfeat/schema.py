@@ -1,52 +1,34 @@
-"""Definitions as code: Entity, Field, FeatureView, FeatureService, in Feast's vocabulary.
+"""Definitions as code: Entity, Field, FeatureView, WindowView, FeatureService, in Feast's vocabulary.
 
     user = Entity("user", join_keys={"user_id": "int64"})
     profile = FeatureView("profile", entity=user, ttl=timedelta(days=90),
                           schema=[Field("age", "int32"), Field("country", "string", nullable=True)])
-    scoring = FeatureService("scoring", [profile["age"], profile["country"]])
+    payments = FeatureView("payments", entity=user, kind="event", event_id="payment_id",
+                           schema=[Field("payment_id", "string"), Field("amount", "float64")])
+    spending = WindowView("spending", source=payments,
+                          features=[Aggregation("amount", "sum", window=timedelta(hours=1))])
+    scoring = FeatureService("scoring", [profile["age"], profile["country"], spending["amount_sum_1h"]])
 
 Everything is checked when it is made: the error names the fault and the remedy.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Literal
 
+from .aggregation import Aggregation, Condition
 from .dtypes import KEY_TYPES, DType
+from .durations import check_duration, duration_us
 from .errors import SchemaError, UnknownFeature
+from .naming import check_name
 
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-RESERVED = frozenset({"event_timestamp", "created_timestamp", "_sequence"})
 ROW_SIZE_MAX = 1 << 20  # bytes of one row; what is larger belongs in an object store
 FIELDS_MAX = 4096
 JOIN_KEYS_MAX = 8
-
-
-def check_name(name: object, what: str) -> str:
-    """The name, if it is an identifier of at most 128 characters and not reserved."""
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise SchemaError(
-            f"{what} name {name!r} is not an identifier; use letters, digits and _, at most 128, no digit first"
-        )
-    if name in RESERVED:
-        raise SchemaError(f"{what} name {name!r} is reserved for the row's own times; choose another")
-    return name
-
-
-def check_duration(value: object, what: str) -> timedelta:
-    if not isinstance(value, timedelta):
-        raise SchemaError(f"{what} must be a datetime.timedelta, not {type(value).__name__}")
-    if value < timedelta(0):
-        raise SchemaError(f"{what} must not be negative, got {value}")
-    return value
-
-
-def duration_us(value: timedelta) -> int:
-    return (value.days * 86_400 + value.seconds) * 1_000_000 + value.microseconds
+EVENT_ID_TYPES = KEY_TYPES | {"bytes"}
 
 
 @dataclass(frozen=True)
@@ -115,8 +97,27 @@ class Feature:
 Keep = Literal["all", "latest"] | int | timedelta
 
 
+class View:
+    """What features are read from, by name: `view["field"]` and all fields in their order."""
+
+    name: str
+    entity: Entity
+    schema: Sequence[Field]
+
+    def __getitem__(self, name: str) -> Feature:
+        """The feature `view:name`, for a service's list."""
+        if not any(f.name == name for f in self.schema):
+            raise UnknownFeature(
+                f"feature view {self.name!r} has no field {name!r}; it has {', '.join(f.name for f in self.schema)}"
+            )
+        return Feature(self.name, name)
+
+    def __iter__(self) -> Iterator[Feature]:
+        return (Feature(self.name, f.name) for f in self.schema)
+
+
 @dataclass(frozen=True)
-class FeatureView:
+class FeatureView(View):
     """A named set of features of one entity that are updated together.
 
     schema:  the fields, in column order.
@@ -124,7 +125,9 @@ class FeatureView:
     keep:    what stays in memory per entity: "all", "latest", a number of row versions, or a timedelta. Reads that
              need dropped rows raise BeforeHistory.
     delay:   of loaded rows without a created column: created_time = event_time + delay.
-    kind:    "state": rows replace one another (point reads).
+    kind:    "state": rows replace one another; "event": rows accumulate, and windows are computed over them.
+    event_id: of an event view: the field that names an event. Of an entity's rows with one event_id only that counts
+             which was created first: what is sent again changes nothing.
     """
 
     name: str
@@ -133,7 +136,8 @@ class FeatureView:
     ttl: timedelta | None = None
     keep: Keep = "all"
     delay: timedelta = timedelta(0)
-    kind: Literal["state"] = "state"
+    kind: Literal["state", "event"] = "state"
+    event_id: str | None = None
     description: str = ""
     owner: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -160,8 +164,9 @@ class FeatureView:
         if self.ttl is not None:
             check_duration(self.ttl, f"{where}: ttl")
         check_duration(self.delay, f"{where}: delay")
-        if self.kind != "state":
-            raise SchemaError(f"{where}: kind {self.kind!r} is unknown; this version serves kind='state'")
+        if self.kind not in ("state", "event"):
+            raise SchemaError(f"{where}: kind {self.kind!r} is unknown; it is 'state' or 'event'")
+        self._check_event_id(where, fields)
         if isinstance(self.keep, bool) or not (
             self.keep in ("all", "latest")
             or (isinstance(self.keep, int) and self.keep >= 1)
@@ -170,22 +175,31 @@ class FeatureView:
             raise SchemaError(
                 f"{where}: keep={self.keep!r} is not 'all', 'latest', a number of versions (>= 1) or a timedelta"
             )
+        if self.kind == "event" and not (self.keep == "all" or isinstance(self.keep, timedelta)):
+            raise SchemaError(
+                f"{where}: keep={self.keep!r} would take rows out of windows; an event view keeps 'all' or a timedelta"
+            )
         object.__setattr__(self, "schema", fields)
         object.__setattr__(self, "tags", dict(self.tags))
 
+    def _check_event_id(self, where: str, fields: Sequence[Field]) -> None:
+        if self.event_id is None:
+            return
+        if self.kind != "event":
+            raise SchemaError(f"{where}: event_id={self.event_id!r} is for kind='event'; rows of a state have none")
+        found = next((f for f in fields if f.name == self.event_id), None)
+        if found is None:
+            raise SchemaError(
+                f"{where}: event_id={self.event_id!r} is no field; there are {', '.join(f.name for f in fields)}"
+            )
+        if str(found.dtype) not in EVENT_ID_TYPES or found.nullable:
+            raise SchemaError(
+                f"{where}: event_id field {found.name!r} must be a string, bytes or an integer with nullable=False, not"
+                f" {found.dtype}{' that may be null' if found.nullable else ''}"
+            )
+
     def __hash__(self) -> int:
         return hash((self.name, self.entity, self.schema))
-
-    def __getitem__(self, name: str) -> Feature:
-        """The feature `view:name`, for a service's list."""
-        if not any(f.name == name for f in self.schema):
-            raise UnknownFeature(
-                f"feature view {self.name!r} has no field {name!r}; it has {', '.join(f.name for f in self.schema)}"
-            )
-        return Feature(self.name, name)
-
-    def __iter__(self) -> Iterator[Feature]:
-        return (Feature(self.name, f.name) for f in self.schema)
 
     @property
     def ttl_us(self) -> int | None:
@@ -197,10 +211,95 @@ class FeatureView:
 
 
 @dataclass(frozen=True)
+class WindowView(View):
+    """Window features over the rows of an event view, computed when they are read: nothing to fill in beforehand.
+
+    source:   the event view, whose rows and entity they are.
+    features: Aggregations, in column order.
+    """
+
+    name: str
+    source: FeatureView
+    features: Sequence[Aggregation]
+    description: str = ""
+    owner: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "window view")
+        where = f"window view {self.name!r}"
+        if not isinstance(self.source, FeatureView) or self.source.kind != "event":
+            raise SchemaError(f"{where} needs a source: a FeatureView with kind='event'")
+        features = tuple(self.features)
+        if not features or not all(isinstance(each, Aggregation) for each in features):
+            raise SchemaError(f"{where} needs features: one or more Aggregation(column, function, window)")
+        if len(features) > FIELDS_MAX:
+            raise SchemaError(f"{where} has {len(features)} features, at most {FIELDS_MAX}; split it into views")
+        seen: set[str] = set()
+        for each in features:
+            if each.name in seen or each.name in self.source.entity.join_keys:
+                raise SchemaError(f"{where} has two features or a join key {each.name!r}; give one another name=")
+            seen.add(each.name)
+            self._check_feature(where, each)
+        object.__setattr__(self, "features", features)
+        object.__setattr__(self, "tags", dict(self.tags))
+
+    def _check_feature(self, where: str, each: Aggregation) -> None:
+        """Its columns are the source's, its function fits, its window is kept in memory."""
+        fields = {f.name: f for f in self.source.schema}
+        for column in (each.column, *(column for column, _, _ in each.where)):
+            if column is not None and column not in fields:
+                raise UnknownFeature(
+                    f"{where}: feature {each.name!r} is of column {column!r}, and event view {self.source.name!r} has"
+                    f" {', '.join(fields)}"
+                )
+        each.dtype_over(None if each.column is None else fields[each.column].dtype)
+        for condition in each.where:
+            check_condition(f"{where}: feature {each.name!r}", fields[condition[0]].dtype, condition)
+        keep = self.source.keep
+        if isinstance(keep, timedelta) and keep < each.window + each.delay:
+            raise SchemaError(
+                f"{where}: feature {each.name!r} reaches back {each.window + each.delay}, and event view"
+                f" {self.source.name!r} keeps {keep} in memory; keep at least as much"
+            )
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.source, self.features))
+
+    @property
+    def entity(self) -> Entity:  # type: ignore[override]  # it is the source's
+        return self.source.entity
+
+    @property
+    def schema(self) -> tuple[Field, ...]:  # type: ignore[override]  # it follows from the features
+        """What is read: a field per feature."""
+        dtypes = {f.name: f.dtype for f in self.source.schema}
+        return tuple(
+            Field(
+                each.name, each.dtype_over(dtypes.get(each.column or "")), nullable=True, description=each.description
+            )
+            for each in self.features
+        )
+
+
+def check_condition(what: str, dtype: DType, given: Condition) -> None:
+    """Raises SchemaError where a column of this type can't be compared with that value."""
+    column, operator, value = given
+    for each in value if operator in ("in", "not in") else (value,):
+        fits = {
+            "string": isinstance(each, str),
+            "bytes": isinstance(each, bytes),
+            "bool": isinstance(each, bool),
+        }.get(dtype.name, isinstance(each, (int, float)) and not isinstance(each, bool))
+        if dtype.element is not None or not fits:
+            raise SchemaError(f"{what}: where {column} {operator} {each!r} does not compare with a column of {dtype}")
+
+
+@dataclass(frozen=True)
 class FeatureService:
     """A named list of features that a model reads together, in the order of its columns.
 
-    features: FeatureViews (all their fields), `view["field"]`, or "view:field" strings.
+    features: views (all their fields), `view["field"]`, or "view:field" strings.
     """
 
     name: str
@@ -211,7 +310,7 @@ class FeatureService:
     def __init__(
         self,
         name: str,
-        features: Sequence[FeatureView | Feature | str],
+        features: Sequence[View | Feature | str],
         description: str = "",
         owner: str = "",
     ) -> None:
@@ -227,13 +326,13 @@ class FeatureService:
 
 def parse_features(features: object, where: str) -> tuple[Feature, ...]:
     """Features in order, from views, features and "view:field" strings. Raises SchemaError: empty, twice, malformed."""
-    if isinstance(features, (str, Feature, FeatureView)):
+    if isinstance(features, (str, Feature, View)):
         features = [features]
     if not isinstance(features, Sequence) or not features:
         raise SchemaError(f"{where} needs a list of features such as ['profile:age']")
     out: list[Feature] = []
     for item in features:
-        if isinstance(item, FeatureView):
+        if isinstance(item, View):
             out.extend(item)
         elif isinstance(item, Feature):
             out.append(item)
@@ -248,81 +347,3 @@ def parse_features(features: object, where: str) -> tuple[Feature, ...]:
             raise SchemaError(f"{where} names {feature} twice")
         seen.add(feature)
     return tuple(out)
-
-
-Definition = Entity | FeatureView | FeatureService
-
-
-def definition_dict(view: FeatureView) -> dict[str, Any]:
-    """The view as plain values, for INFO and for comparing definitions."""
-    keep = view.keep
-    return {
-        "name": view.name,
-        "entity": view.entity.name,
-        "join_keys": dict(view.entity.join_keys),
-        "fields": [{"name": f.name, "dtype": str(f.dtype), "nullable": f.nullable} for f in view.schema],
-        "ttl_us": view.ttl_us,
-        "keep": {"duration_us": duration_us(keep)} if isinstance(keep, timedelta) else keep,
-        "delay_us": view.delay_us,
-        "kind": view.kind,
-        "description": view.description,
-        "owner": view.owner,
-        "tags": dict(view.tags),
-    }
-
-
-# --- definitions at rest
-
-
-def definitions_to_list(definitions: Iterable[Definition]) -> list[dict[str, Any]]:
-    """Definitions as plain values that JSON can hold, in their order; definitions_from_list makes them again."""
-    return [definition_to_dict(each) for each in definitions]
-
-
-def definition_to_dict(definition: Definition) -> dict[str, Any]:
-    if isinstance(definition, Entity):
-        return {"type": "entity", **about(definition), "join_keys": list(map(list, definition.join_keys.items()))}
-    if isinstance(definition, FeatureService):
-        return {"type": "service", **about(definition), "features": [str(feature) for feature in definition.features]}
-    return {
-        "type": "view",
-        **definition_dict(definition),
-        "fields": [
-            {"name": f.name, "dtype": str(f.dtype), "nullable": f.nullable, "description": f.description}
-            for f in definition.schema
-        ],
-    }
-
-
-def about(definition: Entity | FeatureService) -> dict[str, str]:
-    return {"name": definition.name, "description": definition.description, "owner": definition.owner}
-
-
-def definitions_from_list(items: Iterable[Mapping[str, Any]]) -> list[Definition]:
-    """The definitions that definitions_to_list wrote; an entity comes before the views that name it."""
-    entities: dict[str, Entity] = {}
-    out: list[Definition] = []
-    for item in items:
-        common = {"name": item["name"], "description": item["description"], "owner": item["owner"]}
-        if item["type"] == "entity":
-            entities[item["name"]] = Entity(join_keys=dict(item["join_keys"]), **common)
-            out.append(entities[item["name"]])
-        elif item["type"] == "service":
-            out.append(FeatureService(features=item["features"], **common))
-        else:
-            out.append(view_from_dict(item, entities[item["entity"]], common))
-    return out
-
-
-def view_from_dict(item: Mapping[str, Any], entity: Entity, common: Mapping[str, str]) -> FeatureView:
-    keep = item["keep"]
-    return FeatureView(
-        entity=entity,
-        schema=[Field(f["name"], f["dtype"], f["nullable"], f["description"]) for f in item["fields"]],
-        ttl=None if item["ttl_us"] is None else timedelta(microseconds=item["ttl_us"]),
-        keep=timedelta(microseconds=keep["duration_us"]) if isinstance(keep, dict) else keep,
-        delay=timedelta(microseconds=item["delay_us"]),
-        kind=item["kind"],
-        tags=item["tags"],
-        **common,
-    )

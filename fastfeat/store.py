@@ -16,40 +16,36 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
 
 from ._core.arena import Arena
 from ._core.plan import Plan
 from ._core.request import plain_keys
 from ._core.table import Clock, Table
+from .applied import NOTHING, Definitions, check_features, check_same_rows, listed, merged, service_of
 from .commits import Write
+from .definitions import (
+    Definition,
+    definition_dict,
+    definitions_from_list,
+    definitions_to_list,
+    window_dict,
+)
+from .durations import duration_us
 from .errors import (
     BeforeHistory,
     DataError,
     FastFeatError,
-    IncompatibleSchema,
     LogFailed,
     SchemaError,
     StorageError,
-    UnknownFeature,
     UnknownView,
 )
 from .receipts import Receipt
 from .report import LoadReport, ignore_rows, load_progress
 from .result import Result
-from .schema import (
-    Definition,
-    Entity,
-    Feature,
-    FeatureService,
-    FeatureView,
-    definition_dict,
-    definitions_from_list,
-    definitions_to_list,
-    duration_us,
-    parse_features,
-)
+from .schema import Feature, FeatureService, FeatureView, parse_features
 from .times import to_us
 
 if TYPE_CHECKING:
@@ -68,31 +64,10 @@ if TYPE_CHECKING:
     Features = str | FeatureService | Sequence[str | Feature | FeatureView]
     EntityRows = Sequence[Mapping[str, object]] | Mapping[str, Any]
 
-Named = TypeVar("Named", FeatureView, FeatureService)
-
 LEAVE_SECONDS = 1.0  # at the end of a shared store, for readers to leave what was replaced
 LOOK_SECONDS = 0.005
 THREADS_MAX = 8  # of one load: beyond it, memory bandwidth is the limit
 PLANS_MAX = 1024  # cached lists of features; a program that makes up more of them starts over
-DURABLE_PARTS = ("join_keys", "fields", "keep", "kind")  # of a definition: what stored rows depend on
-
-
-@dataclass(frozen=True)
-class Definitions:
-    """What is applied: a value that is replaced as a whole."""
-
-    entities: Mapping[str, Entity]
-    views: Mapping[str, FeatureView]
-    services: Mapping[str, FeatureService]
-    tables: Mapping[str, Table]
-
-    def all(self) -> list[Definition]:
-        """Entities first, then views, then services."""
-        return [*self.entities.values(), *self.views.values(), *self.services.values()]
-
-    def is_like(self, other: Definitions) -> bool:
-        """True where both say the same."""
-        return definitions_to_list(self.all()) == definitions_to_list(other.all())
 
 
 class Store:
@@ -119,7 +94,7 @@ class Store:
         self._position = 0  # counts the writes of a store without a directory
         self._arena: Arena | None = None
         self._clock = Clock(clock)
-        self._definitions = Definitions({}, {}, {}, {})
+        self._definitions = NOTHING
         self._plans: dict[object, Plan] = {}
         self._lock = threading.Lock()  # of apply, close and the last created time; no reader takes it
         # Pushes and deletes become visible in the order of their created times: what was known by K stays so.
@@ -228,7 +203,7 @@ class Store:
         self._arena = (
             Arena(self._capacity, seed) if self._sharing is None else self._sharing.create(self._capacity, seed)
         )
-        self._definitions = Definitions({}, {}, {}, {})
+        self._definitions = NOTHING
         self._plans = {}
 
     def _resume(self, state: dict[str, Any]) -> bool:
@@ -292,13 +267,12 @@ class Store:
     def _merged(self, items: list[Definition], there: Mapping[str, tuple[int, int]] | None = None) -> Definitions:
         """The applied definitions with these in their places, and a table for each view, which may be there already."""
         arena, old = self._open_arena(), self._definitions
-        entities, views, services = merged(old, items)
-        check_services(services.values(), views)
+        new = merged(old, items)
         tables = {
             name: old.tables.get(name) or self._table(arena, view, (there or {}).get(name))
-            for name, view in views.items()
+            for name, view in new.views.items()
         }
-        return Definitions(entities, views, services, tables)
+        return replace(new, tables=tables)
 
     def _put(self, new: Definitions) -> None:
         for name, view in new.views.items():
@@ -322,17 +296,25 @@ class Store:
         return table
 
     def info(self) -> dict[str, Any]:
-        """Views (definition, rows, entities), services (features), arena (capacity and used, in bytes)."""
+        """Views (definition, rows, entities), windows, services (features), arena (capacity and used, in bytes)."""
         arena, now = self._open_arena(), self._definitions
         views = {
             name: {**definition_dict(view), "rows": now.tables[name].rows, "entities": now.tables[name].entities}
             for name, view in now.views.items()
         }
+        windows = {name: window_dict(window) for name, window in now.windows.items()}
         services = {name: [str(feature) for feature in service.features] for name, service in now.services.items()}
         sizes = {"capacity": arena.capacity, "used": arena.used}
         storage = None if self._storage is None else self._storage.info()
         sharing = None if self._sharing is None else self._sharing.info(arena)
-        return {"views": views, "services": services, "arena": sizes, "storage": storage, "shared": sharing}
+        return {
+            "views": views,
+            "windows": windows,
+            "services": services,
+            "arena": sizes,
+            "storage": storage,
+            "shared": sharing,
+        }
 
     # --- writing
 
@@ -513,16 +495,16 @@ class Store:
             return result_of(plan, self._columns(plan, entity_rows, event_us, known_us, size_max))
         moment = self._clock.now() if event_us is None else event_us
 
-        def read() -> tuple[Plan, Any, int, Any]:  # all of one version of the definitions
-            plan, views, version = self._plan(features), self._tables(), len(storage.versions)
+        def read() -> tuple[Plan, Any, int, Definitions]:  # all of one version of the definitions
+            plan, now, version = self._plan(features), self._definitions, len(storage.versions)
             try:
-                return plan, plan.columns(entity_rows, moment, known_us, size_max), version, views
+                return plan, plan.columns(entity_rows, moment, known_us, size_max), version, now
             except BeforeHistory:
-                return plan, None, version, views
+                return plan, None, version, now
 
-        (plan, columns, version, views), position = storage.commits.consistent(read)
+        (plan, columns, version, definitions), position = storage.commits.consistent(read)
         if columns is None:  # reading files takes too long to meet no write: what came later is left out by its place
-            past = self._past(storage, plan.features, entity_rows, views, position)
+            past = self._past(storage, plan.features, entity_rows, definitions, position)
             columns = past.columns(entity_rows, moment, known_us, size_max)
         asked = features if isinstance(features, str) else plan.features
         keys = plain_keys(plan.key_names, plan.key_types, entity_rows)
@@ -550,20 +532,20 @@ class Store:
         if self._storage is None:
             raise error
         self._open_arena()
-        return self._past(self._storage, plan.features, entity_rows, self._tables())
+        return self._past(self._storage, plan.features, entity_rows, self._definitions)
 
     def _past(
         self,
         storage: Storage,
         features: Sequence[str],
         entity_rows: EntityRows,
-        views: Mapping[str, tuple[FeatureView, Table]],
+        definitions: Definitions,
         position: int | None = None,
     ) -> Plan:
         from .past import past_plan
 
         wanted = parse_features(list(features), "the request")
-        return past_plan(storage, self._clock, wanted, views, entity_rows, position)
+        return past_plan(storage, self._clock, wanted, definitions, entity_rows, position)
 
     def replay(self, receipt: Receipt, *, size_max: int | None = None) -> Result:
         """The answer of this receipt again, from what was in the store then and under the definitions of then.
@@ -587,16 +569,14 @@ class Store:
                 " of another store, or of a later state than this one"
             )
         definitions = definitions_from_list(storage.versions[receipt.version - 1]["definitions"])
-        _, then, services = merged(Definitions({}, {}, {}, {}), definitions)
+        then = replace(merged(NOTHING, definitions), tables=self._definitions.tables)
         features = receipt.features
         if isinstance(features, str):
-            wanted = service_of(features, services).features
+            wanted = service_of(features, then.services).features
         else:
             wanted = parse_features(features, "the receipt")
-            check_features(wanted, then, "the receipt")
-        tables = self._definitions.tables
-        views = {name: (view, tables[name]) for name, view in then.items()}
-        plan = self._past(storage, [str(each) for each in wanted], receipt.entities, views, receipt.position)
+            check_features(wanted, then.readable, "the receipt")
+        plan = self._past(storage, [str(each) for each in wanted], receipt.entities, then, receipt.position)
         return result_of(plan, plan.columns(receipt.entities, receipt.as_of, receipt.known_at, size_max), receipt)
 
     def get_feature_vector(
@@ -677,14 +657,16 @@ class Store:
             wanted = features.features
         else:
             wanted = parse_features(list(features), "the request")
-        check_features(wanted, now.views, "the request")
-        return Plan(self._clock, [(now.tables[feature.view], feature.field) for feature in wanted])
+        check_features(wanted, now.readable, "the request")
+        return Plan(self._clock, now.plan_items(wanted, now.tables))
 
     def _view(self, view: str | FeatureView) -> tuple[FeatureView, Table]:
         """The applied view of that name and its table; a FeatureView must be the applied one."""
         self._open_arena()
         now = self._definitions
         name = view.name if isinstance(view, FeatureView) else view
+        if name in now.windows:
+            raise DataError(f"{name!r} is a window view: it has no rows of its own; write to {now.stored(name).name!r}")
         if name not in now.views:
             raise UnknownView(f"no feature view {name!r} is applied{listed(now.views)}; apply it first")
         if isinstance(view, FeatureView):
@@ -731,7 +713,7 @@ class Store:
             finally:
                 self._stop_sharing(is_whole=is_whole)
                 self._arena = None
-                self._definitions = Definitions({}, {}, {}, {})
+                self._definitions = NOTHING
                 self._plans = {}
 
     def _is_left(self) -> bool:
@@ -821,106 +803,3 @@ def as_key(features: object) -> Hashable:
     if not all(isinstance(each, Hashable) for each in key):
         parse_features(key, "the request")  # says which of them is no feature
     return key
-
-
-def listed(names: Iterable[str]) -> str:
-    text = ", ".join(names)
-    return f" (there are {text})" if text else ""
-
-
-# --- definitions, checked
-
-
-def merged(
-    old: Definitions, items: Sequence[Definition]
-) -> tuple[dict[str, Entity], dict[str, FeatureView], dict[str, FeatureService]]:
-    """The applied definitions with new ones in their places. Raises SchemaError, IncompatibleSchema."""
-    entities, views, services = dict(old.entities), dict(old.views), dict(old.services)
-    new_views: dict[str, FeatureView] = {}
-    new_services: dict[str, FeatureService] = {}
-    for item in items:
-        if isinstance(item, Entity):
-            add_entity(entities, item)
-        elif isinstance(item, FeatureView):
-            add_entity(entities, item.entity)
-            add_once(new_views, item, "feature view")
-        elif isinstance(item, FeatureService):
-            add_once(new_services, item, "feature service")
-        else:
-            raise SchemaError(f"apply takes Entity, FeatureView and FeatureService, not {type(item).__name__}")
-    for name, view in new_views.items():
-        if name in views:
-            check_same_rows(views[name], view)
-    return entities, {**views, **new_views}, {**services, **new_services}
-
-
-def add_entity(entities: dict[str, Entity], entity: Entity) -> None:
-    applied = entities.get(entity.name, entity)
-    if list(applied.join_keys.items()) != list(entity.join_keys.items()):
-        raise IncompatibleSchema(
-            f"entity {entity.name!r} has join keys {dict(applied.join_keys)}, not {dict(entity.join_keys)}; rows are"
-            " stored under them: give the new entity another name"
-        )
-    entities[entity.name] = entity
-
-
-def add_once(into: dict[str, Named], item: Named, what: str) -> None:
-    if into.setdefault(item.name, item) != item:
-        raise SchemaError(f"{what} {item.name!r} is defined twice in one call, and not alike; keep one")
-
-
-def check_same_rows(applied: FeatureView, view: FeatureView) -> None:
-    """Raises IncompatibleSchema where rows of the applied view are not rows of this one."""
-    if applied is view:
-        return
-    old, new = (dict(definition_dict(each), join_keys=list(each.entity.join_keys.items())) for each in (applied, view))
-    for part in DURABLE_PARTS:
-        if old[part] != new[part]:
-            raise IncompatibleSchema(
-                f"feature view {view.name!r} differs from that applied in {part}: {difference(old[part], new[part])};"
-                " its rows are stored that way: give the new view another name (profile_v2) and load it"
-            )
-
-
-def difference(old: Any, new: Any) -> str:
-    """The first part in which two parts of a definition differ, for a message."""
-    if isinstance(old, list) and isinstance(new, list):
-        for a, b in zip(old, new, strict=False):
-            if a != b:
-                return f"{a} applied, {b} given"
-        longer, who = (old, "applied") if len(old) > len(new) else (new, "given")
-        return f"{longer[min(len(old), len(new))]} only in the one {who}"
-    return f"{old!r} applied, {new!r} given"
-
-
-def service_of(name: str, services: Mapping[str, FeatureService]) -> FeatureService:
-    if name in services:
-        return services[name]
-    hint = "; a feature is asked for in a list, ['view:field']" if ":" in name else "; apply it first"
-    raise UnknownView(f"no feature service {name!r} is applied{listed(services)}{hint}")
-
-
-def check_services(services: Iterable[FeatureService], views: Mapping[str, FeatureView]) -> None:
-    for service in services:
-        check_features(service.features, views, f"feature service {service.name!r}")
-
-
-def check_features(features: Sequence[Feature], views: Mapping[str, FeatureView], where: str) -> None:
-    """Raises UnknownView, UnknownFeature, or SchemaError: views that give one join key two types."""
-    types: dict[str, tuple[str, str]] = {}
-    for feature in features:
-        view = views.get(feature.view)
-        if view is None:
-            raise UnknownView(
-                f"{where} names {feature}, and no feature view {feature.view!r} is applied{listed(views)}"
-            )
-        if all(field.name != feature.field for field in view.schema):
-            known = ", ".join(field.name for field in view.schema)
-            raise UnknownFeature(f"{where} names {feature}, and the view has no such field; it has {known}")
-        for key, kind in view.entity.join_keys.items():
-            first, first_kind = types.setdefault(key, (view.name, kind))
-            if kind != first_kind:
-                raise SchemaError(
-                    f"{where}: join key {key!r} is {first_kind} in view {first!r} and {kind} in view {view.name!r};"
-                    " give it one type"
-                )

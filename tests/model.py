@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from fastfeat.dtypes import DType
-from fastfeat.schema import FeatureView, Keep, duration_us
+from fastfeat.durations import duration_us
+from fastfeat.schema import FeatureView, Keep
 from fastfeat.status import Status
 from fastfeat.times import to_us
 

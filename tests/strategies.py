@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from fastfeat.dtypes import KEY_TYPES, LIST_ELEMENTS, SCALAR_WIDTH, VECTOR_ELEMENTS, DType
-from fastfeat.schema import Entity, FeatureView, Field, duration_us
+from fastfeat.durations import duration_us
+from fastfeat.schema import Entity, FeatureView, Field
 from fastfeat.times import TIME_MAX_US, TIME_MIN_US
 
 START_US = 1_700_000_000_000_000  # the driven clock's first moment

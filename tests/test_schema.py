@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 
 from fastfeat import Entity, Feature, FeatureService, FeatureView, Field, SchemaError, UnknownFeature
+from fastfeat.definitions import Definition, definition_dict, definitions_from_list, definitions_to_list
 from fastfeat.dtypes import KIND, SCALAR_WIDTH, DType
-from fastfeat.schema import Definition, definition_dict, definitions_from_list, definitions_to_list, parse_features
+from fastfeat.schema import parse_features
 
 USER = Entity("user", {"user_id": "int64"})
 AGE = Field("age", "int32")
@@ -48,7 +49,7 @@ FAULTS: dict[str, tuple[Callable[[], object], str]] = {
     "delay is negative": (lambda: FeatureView("v", USER, [AGE], delay=timedelta(-1)), "delay must not be negative"),
     "keep is nothing": (lambda: FeatureView("v", USER, [AGE], keep=0), "keep=0 is not 'all', 'latest'"),
     "keep is true": (lambda: FeatureView("v", USER, [AGE], keep=True), "keep=True is not"),
-    "kind": (lambda: FeatureView("v", USER, [AGE], kind="event"), "serves kind='state'"),  # type: ignore[arg-type]
+    "kind": (lambda: FeatureView("v", USER, [AGE], kind="log"), "is 'state' or 'event'"),  # type: ignore[arg-type]
     "service of nothing": (lambda: FeatureService("s", []), "needs a list of features such as"),
     "service with no feature": (lambda: FeatureService("s", ["age"]), "'age' is not a FeatureView, view['field'] or"),
     "service with one twice": (lambda: FeatureService("s", [PROFILE, "profile:age"]), "names profile:age twice"),
@@ -92,6 +93,7 @@ def test_a_definition_is_plain_values() -> None:
         "keep": {"duration_us": 86_400_000_000},
         "delay_us": 0,
         "kind": "state",
+        "event_id": None,
         "description": "",
         "owner": "",
         "tags": {"team": "risk"},

@@ -20,7 +20,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dtypes": set(),
     "status": set(),
     "_core": TYPES,
-    "schema": TYPES,
+    "naming": {"errors"},
+    "durations": {"errors"},
+    "aggregation": TYPES | {"durations", "naming", "times"},
+    "schema": TYPES | {"aggregation", "durations", "naming"},
+    "definitions": TYPES | {"aggregation", "durations", "schema"},
+    "applied": TYPES | {"_core", "definitions", "schema"},
     "times": TYPES,
     "report": set(),
     "casts": TYPES | {"times"},
@@ -37,14 +42,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loads": {"_core", "commits", "report"},
     "receipts": TYPES | {"times"},
     "durable": TYPES
-    | {"schema", "_core", "arrow", "files", "places", "ownership", "log", "snapshot", "history", "commits", "rows"},
-    "past": TYPES | {"schema", "_core", "arrow", "history", "durable", "rows"},
+    | {"schema", "_core", "arrow", "files", "places", "ownership", "log", "snapshot", "history", "commits", "rows"}
+    | {"definitions"},
+    "past": TYPES | {"schema", "_core", "arrow", "history", "durable", "rows", "applied"},
     "rows": TYPES | {"schema", "result", "_core"},
     "store": TYPES
     | {"schema", "_core", "times", "arrow", "result", "report", "files", "commits", "durable", "past", "receipts"}
-    | {"history", "snapshot", "loads", "shared"},
+    | {"history", "snapshot", "loads", "shared", "applied", "definitions", "durations"},
     "shared": {"errors", "_core"},
-    "attached": TYPES | {"schema", "_core", "result", "shared", "store"},
+    "attached": TYPES | {"schema", "_core", "result", "shared", "store", "applied", "definitions"},
     "inspection": TYPES | {"schema", "files", "places", "log", "snapshot", "history", "durable"},
     "protocol": {"errors", "dtypes", "status", "_core"},
     "client": TYPES
@@ -55,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 SERVER_MAY_IMPORT = {
     "store",
     "schema",
+    "definitions",
     "protocol",
     "errors",
     "dtypes",

@@ -54,17 +54,19 @@ cdef struct Scratch:          # of one request: per view (or key) x entity
     const uint8_t** rows
     uint8_t* statuses
     int64_t* event_times
+    const int64_t* event_us   # T and K of entity i at i * step: one for all, or one each
+    const int64_t* known_us
+    int64_t step
 
 
 cdef void read_group(
     const PlanView* plan, const Scratch* s, int64_t count, int64_t low, int64_t high,
-    int64_t event_us, int64_t known_us,
 ) noexcept nogil
 cdef void read_float64(
-    const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us, double* out,
+    const PlanView* plan, const Scratch* s, int64_t count, double* out,
 ) noexcept nogil
 cdef void read_float32(
-    const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us, float* out, double* line,
+    const PlanView* plan, const Scratch* s, int64_t count, float* out, double* line,
 ) noexcept nogil
 cdef void column_valid(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* valid) noexcept nogil
 cdef void column_fixed(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* data) noexcept nogil

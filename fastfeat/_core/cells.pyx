@@ -43,7 +43,6 @@ cdef enum:
 
 cdef void read_group(
     const PlanView* plan, const Scratch* s, int64_t count, int64_t low, int64_t high,
-    int64_t event_us, int64_t known_us,
 ) noexcept nogil:
     """Find the rows of entities [low, high) in every view."""
     cdef uint32_t v
@@ -51,8 +50,8 @@ cdef void read_group(
     for v in range(plan.views_count):
         part = &plan.views[v]
         timelines_as_of(
-            part.table, &s.keys[part.key], s.hashes + part.key * count, low, high, event_us, known_us,
-            s.rows + v * count, s.statuses + v * count, s.event_times + v * count,
+            part.table, &s.keys[part.key], s.hashes + part.key * count, low, high,
+            s.event_us, s.known_us, s.step, s.rows + v * count, s.statuses + v * count, s.event_times + v * count,
         )
 
 
@@ -125,12 +124,12 @@ cdef inline void prefetch_rows(const PlanView* plan, const Scratch* s, int64_t c
 
 
 cdef void read_float64(
-    const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us, double* out,
+    const PlanView* plan, const Scratch* s, int64_t count, double* out,
 ) noexcept nogil:
     """The whole request into a row-major float64 matrix."""
     cdef int64_t i
     cdef uint32_t v
-    read_group(plan, s, count, 0, count, event_us, known_us)
+    read_group(plan, s, count, 0, count)
     for i in range(AHEAD):
         prefetch_rows(plan, s, count, i)
     for i in range(count):
@@ -141,12 +140,12 @@ cdef void read_float64(
 
 
 cdef void read_float32(
-    const PlanView* plan, const Scratch* s, int64_t count, int64_t event_us, int64_t known_us, float* out, double* line,
+    const PlanView* plan, const Scratch* s, int64_t count, float* out, double* line,
 ) noexcept nogil:
     """The whole request into a row-major float32 matrix; `line` has room for one row as float64."""
     cdef int64_t i
     cdef uint32_t v
-    read_group(plan, s, count, 0, count, event_us, known_us)
+    read_group(plan, s, count, 0, count)
     for i in range(count):
         prefetch_rows(plan, s, count, i + AHEAD)
         for v in range(plan.views_count):

@@ -49,6 +49,7 @@ cdef class Plan:
     cdef int write_matrix(self, Answer answer, bint single, Writer* out) except -1
     cdef int write_columns(self, Answer answer, Writer* out) except -1
     cdef int write_rows(self, Answer answer, Writer* out) except -1
+    cdef object read_columns(self, Answer answer, object size_max)
     cdef object column(self, Answer answer, uint32_t f)
     cdef int check_size(self, Answer answer, uint64_t size_max) except -1
     cdef int check_column_size(self, uint32_t f, uint64_t size) except -1

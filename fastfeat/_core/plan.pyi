@@ -35,6 +35,9 @@ class Plan:
         out: npt.NDArray[Any] | None,
         dtype: npt.DTypeLike = "float64",
     ) -> npt.NDArray[Any]: ...
+    def columns_at(
+        self, entity_rows: Any, as_of: npt.NDArray[np.int64], known_at: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], Columns]: ...
     def columns(
         self, entity_rows: Any, as_of: int | None, known_at: int | None, size_max: int | None = None
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], Columns]: ...

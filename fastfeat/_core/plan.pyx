@@ -235,10 +235,14 @@ cdef class Plan:
         """An Answer of an earlier request, or a new one."""
         cdef Answer answer
         if self.spares:
-            return <Answer>self.spares.pop()
-        answer = Answer()
-        answer.request = Request(self.key_names, self.key_types, self.view.keys_count)
-        answer.scratch.keys = <KeyView*>zeroed(self.view.keys_count, sizeof(KeyView))
+            answer = <Answer>self.spares.pop()
+        else:
+            answer = Answer()
+            answer.request = Request(self.key_names, self.key_types, self.view.keys_count)
+            answer.scratch.keys = <KeyView*>zeroed(self.view.keys_count, sizeof(KeyView))
+        answer.scratch.event_us = &answer.event_us
+        answer.scratch.known_us = &answer.known_us
+        answer.scratch.step = 0
         return answer
 
     cdef Answer begin(self, object as_of, object known_at):
@@ -299,9 +303,9 @@ cdef class Plan:
         cdef const PlanView* plan = &self.view
         cdef int64_t count = answer.request.count
         if line != NULL:
-            read_float32(plan, &answer.scratch, count, answer.event_us, answer.known_us, <float*>matrix, line)
+            read_float32(plan, &answer.scratch, count, <float*>matrix, line)
         else:
-            read_float64(plan, &answer.scratch, count, answer.event_us, answer.known_us, <double*>matrix)
+            read_float64(plan, &answer.scratch, count, <double*>matrix)
         return arena_unpin(&plan.views[0].table.arena, pin)
 
     cdef bint unpin(self, int pin) noexcept:
@@ -311,8 +315,7 @@ cdef class Plan:
         """Find every row; the caller holds a pin and keeps it while it reads them."""
         self.keys_ready(answer)
         with nogil:
-            read_group(&self.view, &answer.scratch, answer.request.count, 0, answer.request.count, answer.event_us,
-                       answer.known_us)
+            read_group(&self.view, &answer.scratch, answer.request.count, 0, answer.request.count)
         return self.check_history(answer)
 
     cdef int check_history(self, Answer answer) except -1:
@@ -393,6 +396,19 @@ cdef class Plan:
         if len(self.spares) < SPARES_MAX:
             self.spares.append(answer)
 
+    def columns_at(self, entity_rows, const int64_t[::1] as_of, const int64_t[::1] known_at):
+        """As `columns`, each entity at times of its own: int64 [n] us; the greatest int64 known_at is everything."""
+        cdef Answer answer = self.begin(0, None)
+        answer.request.set_rows(entity_rows)
+        for name, times in (("as_of", as_of), ("known_at", known_at)):
+            if len(times) != answer.request.count:
+                raise DataError(f"{name} has {len(times)} times for {answer.request.count} entities; give one each")
+        if answer.request.count:
+            answer.scratch.event_us = &as_of[0]
+            answer.scratch.known_us = &known_at[0]
+            answer.scratch.step = 1
+        return self.read_columns(answer, None)
+
     def columns(self, entity_rows, as_of, known_at, size_max=None):
         """Typed columns: (statuses uint8 [views, n], event_times int64 [views, n] us, a column per feature).
 
@@ -403,9 +419,12 @@ cdef class Plan:
         fixed. Raises DataError where the values take more than `size_max` bytes.
         """
         cdef Answer answer = self.begin(as_of, known_at)
+        answer.request.set_rows(entity_rows)
+        return self.read_columns(answer, size_max)
+
+    cdef object read_columns(self, Answer answer, object size_max):
         cdef bint is_whole = False
         cdef int pin
-        answer.request.set_rows(entity_rows)
         while not is_whole:
             pin = self.pin()
             try:

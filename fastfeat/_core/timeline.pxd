@@ -72,9 +72,10 @@ cdef BlockHeader* timeline_block(
     const TableView* view, uint64_t hash, const uint8_t* key, uint16_t size
 ) noexcept nogil
 
-# The kernel of every read: rows [low, high) of `keys` at (T, K). `rows[i]` is NULL unless PRESENT. The caller holds a
-# pin.
+# The kernel of every read: rows [low, high) of `keys`, entity i at (event_us[i * step], known_us[i * step]). `rows[i]`
+# is NULL unless PRESENT. The caller holds a pin.
 cdef void timelines_as_of(
     const TableView* view, const KeyView* keys, const uint64_t* hashes, int64_t low, int64_t high,
-    int64_t event_us, int64_t known_us, const uint8_t** rows, uint8_t* statuses, int64_t* event_times,
+    const int64_t* event_us, const int64_t* known_us, int64_t step,
+    const uint8_t** rows, uint8_t* statuses, int64_t* event_times,
 ) noexcept nogil

@@ -250,7 +250,8 @@ cdef BlockHeader* timeline_block(
 
 cdef void timelines_as_of(
     const TableView* view, const KeyView* keys, const uint64_t* hashes, int64_t low, int64_t high,
-    int64_t event_us, int64_t known_us, const uint8_t** rows, uint8_t* statuses, int64_t* event_times,
+    const int64_t* event_us, const int64_t* known_us, int64_t step,
+    const uint8_t** rows, uint8_t* statuses, int64_t* event_times,
 ) noexcept nogil:
     cdef uint64_t blocks_at[GROUP]
     cdef BlockView block
@@ -278,7 +279,9 @@ cdef void timelines_as_of(
                 elif not block_has_key(&block, key_at(keys, i), key_size(keys, i)):
                     found = timeline_find(view, hashes[i], key_at(keys, i), key_size(keys, i), &block)
             if found == PRESENT:
-                rows[i] = timeline_as_of(view, &block, event_us, known_us, &statuses[i], &event_times[i])
+                rows[i] = timeline_as_of(
+                    view, &block, event_us[i * step], known_us[i * step], &statuses[i], &event_times[i]
+                )
             else:
                 rows[i] = NULL
                 statuses[i] = found

@@ -1,4 +1,4 @@
-"""Definitions from a Python file or module: every Entity, FeatureView and FeatureService at its top level."""
+"""Definitions from a Python file or module: every Entity, view and FeatureService at its top level."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from fastfeat.definitions import Definition
 from fastfeat.errors import SchemaError
-from fastfeat.schema import Definition, Entity, FeatureService, FeatureView
+from fastfeat.schema import Entity, FeatureService, FeatureView, WindowView
 
 
 def load_definitions(target: str) -> list[Definition]:
@@ -18,7 +19,9 @@ def load_definitions(target: str) -> list[Definition]:
     Raises SchemaError where there are none, FileNotFoundError, or whatever the file itself raises.
     """
     module = run_file(Path(target)) if target.endswith(".py") else importlib.import_module(target)
-    found = [value for value in vars(module).values() if isinstance(value, (Entity, FeatureView, FeatureService))]
+    found = [
+        value for value in vars(module).values() if isinstance(value, (Entity, FeatureView, WindowView, FeatureService))
+    ]
     if not any(isinstance(value, FeatureView) for value in found):
         raise SchemaError(f"{target} defines no FeatureView at its top level; assign one to a name there")
     return found

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from fastfeat import Status, Store
+from fastfeat.definitions import Definition
 from fastfeat.result import Result
-from fastfeat.schema import Definition
 
 from . import definitions
 
