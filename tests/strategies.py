@@ -1,6 +1,7 @@
 """What the tests feed the store with: values of every type, keys, views and clustered times.
 
-Times cluster on purpose: equal ones, neighbours one microsecond apart, the edges of ttl and keep: there answers turn.
+Times cluster on purpose: equal ones, neighbours one microsecond apart, the edges of ttl, keep and windows: there
+answers turn. Events have few ids, and numbers of every magnitude, so that a sum in the wrong order or precision shows.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import pyarrow as pa
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from fastfeat.aggregation import FUNCTIONS, MOMENTS, OPERATORS, SCALARS, Aggregation, Condition
 from fastfeat.dtypes import KEY_TYPES, LIST_ELEMENTS, SCALAR_WIDTH, VECTOR_ELEMENTS, DType
 from fastfeat.durations import duration_us
-from fastfeat.schema import Entity, FeatureView, Field
+from fastfeat.schema import EVENT_ID_TYPES, Entity, FeatureView, Field, View, WindowView
 from fastfeat.times import TIME_MAX_US, TIME_MIN_US
 
 START_US = 1_700_000_000_000_000  # the driven clock's first moment
@@ -111,8 +113,9 @@ class World:
 
     views: Sequence[FeatureView]
     key_pools: Mapping[str, Sequence[int | str]]  # join key -> values
+    windows: Sequence[WindowView] = ()
 
-    def keys(self, view: FeatureView) -> list[tuple[int | str, ...]]:
+    def keys(self, view: View) -> list[tuple[int | str, ...]]:
         """Three or four at most, so that rows meet; of eight every third, so that each part differs somewhere."""
         every = list(product(*(self.key_pools[name] for name in view.entity.join_keys)))
         return every[:: 3 if len(every) > 4 else 1]
@@ -133,9 +136,169 @@ def worlds(draw: st.DrawFn) -> World:
     return World(chosen, pools)
 
 
-def edges_us(view: FeatureView) -> list[int]:
+# --- events and windows
+
+# Cancelling, overlapping by a few bits, at both ends of what a double holds.
+MAGNITUDES = [
+    1.0,
+    -1.0,
+    0.1,
+    3.0,
+    1e16,
+    -1e16,
+    2.0**-60,
+    1e308,
+    -1e308,
+    1.7976931348623157e308,
+    5e-324,
+    -5e-324,
+    2.5e-308,
+]
+MAGNITUDES_32 = [
+    1.0,
+    -1.0,
+    float(np.float32(0.1)),
+    3.0,
+    2.0**24,
+    -(2.0**24),
+    2.0**-30,
+    2.0**127,
+    -(2.0**127),
+    2.0**-149,
+]
+WINDOW_SPANS = [timedelta(microseconds=us) for us in (1, 2, 10, 1_000_000)]
+DELAYS = [timedelta(microseconds=us) for us in (0, 0, 1, 10)]
+KEEPS = ["all", "all", *(timedelta(microseconds=us) for us in (20, 1_000_010))]
+
+
+@st.composite
+def event_views(draw: st.DrawFn, name: str, entity: Entity) -> FeatureView:
+    """Numbers mostly, and with luck an event id."""
+    numbers = st.sampled_from(["float64", "float64", "float32", "int64", "uint64", "int8", "bool", "timestamp"])
+    kinds = draw(st.lists(numbers.map(DType.parse) | dtypes(), min_size=1, max_size=4))
+    fields = [Field(f"f{i}", dtype, nullable=draw(st.booleans())) for i, dtype in enumerate(kinds)]
+    has_id = draw(st.booleans())
+    if has_id:
+        fields.insert(0, Field("id", draw(st.sampled_from(sorted(EVENT_ID_TYPES))), nullable=False))
+    return FeatureView(
+        name,
+        entity,
+        [*fields, WIDE] if draw(st.integers(0, 3)) == 3 else fields,
+        ttl=draw(st.none() | st.sampled_from(SPANS)),
+        # An id is known while its row is in memory: what is dropped and sent again would be another row.
+        keep="all" if has_id else draw(st.sampled_from(KEEPS)),
+        kind="event",
+        event_id="id" if has_id else None,
+    )
+
+
+def fitting(view: FeatureView, function: str) -> list[Field | None]:
+    """The columns that a function takes."""
+    fields = [field for field in view.schema if field is not WIDE]
+    if function in MOMENTS:
+        return [field for field in fields if field.dtype.is_scalar_number and field.dtype.name != "timestamp"]
+    if function in SCALARS:
+        return [field for field in fields if field.dtype.is_scalar_number]
+    if function in ("last_n", "count_distinct"):
+        return [field for field in fields if field.dtype.element is None]
+    return [None, *fields] if function == "count" else [*fields]
+
+
+@st.composite
+def aggregations(draw: st.DrawFn, view: FeatureView, name: str) -> Aggregation:
+    function: Any = draw(st.sampled_from([each for each in FUNCTIONS if fitting(view, each)]))
+    column = draw(st.sampled_from(fitting(view, function)))
+    spans = [span for span in WINDOW_SPANS if not isinstance(view.keep, timedelta) or span <= view.keep]
+    window = draw(st.sampled_from(spans))
+    room = view.keep - window if isinstance(view.keep, timedelta) else timedelta(days=1)
+    return Aggregation(
+        None if column is None else column.name,
+        function,
+        window,
+        name=name,
+        delay=draw(st.sampled_from([delay for delay in DELAYS if delay <= room])),
+        closed=draw(st.sampled_from(["left", "left", "right", "both", "neither"])),
+        where=draw(st.lists(conditions(view), max_size=2)) if comparable(view) and draw(st.integers(0, 2)) == 2 else (),
+        q=draw(st.sampled_from([0.0, 0.25, 0.5, 0.95, 1.0])) if function == "quantile" else None,
+        n=draw(st.sampled_from([1, 2, 5, 1024])) if function in ("last_n", "top_k") else None,
+    )
+
+
+def comparable(view: FeatureView) -> list[Field]:
+    """The columns that a condition may name."""
+    return [field for field in view.schema if field.dtype.element is None]
+
+
+@st.composite
+def conditions(draw: st.DrawFn, view: FeatureView) -> Condition:
+    """One that compares: with a value of the column, or a number next to it or out of its range."""
+    field, operator = draw(st.sampled_from(comparable(view))), draw(st.sampled_from(OPERATORS))
+    value = event_cells(field.dtype).filter(lambda value: value == value)
+    if field.dtype.is_scalar_number and field.dtype.name != "bool":
+        value |= st.sampled_from([0, 1, -1, 0.5, 2**53 + 1, 2.0**53, 2**63, -(2**63) - 1, 2**70, float("inf"), -0.0])
+    return (field.name, operator, draw(st.lists(value, min_size=1, max_size=3) if operator.endswith("in") else value))
+
+
+@st.composite
+def window_views(draw: st.DrawFn, name: str, source: FeatureView) -> WindowView:
+    count = draw(st.integers(1, 5))
+    return WindowView(name, source, [draw(aggregations(source, f"w{i}")) for i in range(count)])
+
+
+@cache
+def event_cells(dtype: DType) -> SearchStrategy[Any]:
+    """Values of an event: numbers of a few magnitudes mostly, so that few answers are just infinite or no number."""
+    pool = {"float64": MAGNITUDES, "float32": MAGNITUDES_32}.get(dtype.name)
+    if pool is not None:
+        return st.integers(0, 9).flatmap(lambda n: st.sampled_from(pool) if n else values(dtype))
+    if dtype.name in INTEGERS:
+        return st.sampled_from([0, 1, 2, 100]) | values(dtype)
+    return values(dtype)
+
+
+def event_id_values(type_name: str) -> SearchStrategy[Any]:
+    """Few, so that they meet."""
+    few: dict[str, list[Any]] = {"string": TEXTS[:4], "bytes": BYTES[:3]}
+    return st.sampled_from(few.get(type_name, [0, 1, 2, 127]))
+
+
+def event_row_values(view: FeatureView) -> SearchStrategy[dict[str, Any]]:
+    """One value per field of an event view."""
+    by_name = {
+        field.name: event_id_values(str(field.dtype))
+        if field.name == view.event_id
+        else st.none() | event_cells(field.dtype)
+        if field.nullable
+        else event_cells(field.dtype)
+        for field in view.schema
+    }
+    return st.fixed_dictionaries(by_name)
+
+
+@st.composite
+def event_worlds(draw: st.DrawFn) -> World:
+    """An event view, one or two window views over it, and with luck a state of the same entity."""
+    entity = draw(entities("user"))
+    events = draw(event_views("events", entity))
+    windows = [draw(window_views(f"windows{i}", events)) for i in range(draw(st.integers(1, 2)))]
+    views = [events, draw(views_of_state(entity))] if draw(st.integers(0, 3)) == 3 else [events]
+    pools = {
+        name: draw(st.lists(key_values(type_name), min_size=1, max_size=2, unique=True))
+        for name, type_name in entity.join_keys.items()
+    }
+    return World(views, pools, windows)
+
+
+def views_of_state(entity: Entity) -> SearchStrategy[FeatureView]:
+    return views("state", entity)
+
+
+def edges_us(view: View) -> list[int]:
     """Distances in time at which answers of the view may turn."""
     spans = [0, 1, 10, 1_000_000]
+    if isinstance(view, WindowView):
+        return sorted({*spans, *(us for each in view.features for us in (each.delay_us, each.reach_us))})
+    assert isinstance(view, FeatureView)
     if view.ttl_us is not None:
         spans += [view.ttl_us, view.ttl_us + 1]
     if isinstance(view.keep, timedelta):
@@ -156,6 +319,8 @@ def cells(dtype: DType, nullable: bool) -> SearchStrategy[Any]:
 
 def row_values(view: FeatureView) -> SearchStrategy[dict[str, Any]]:
     """One value per field of the view, None only where the field is nullable."""
+    if view.kind == "event":
+        return event_row_values(view)
     return st.fixed_dictionaries({f.name: cells(f.dtype, f.nullable) for f in view.schema})
 
 

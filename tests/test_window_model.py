@@ -10,6 +10,7 @@ from datetime import timedelta
 from fractions import Fraction
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from fastfeat import Aggregation, Entity, FeatureView, Field, WindowView
 from fastfeat.status import Status
 
 from .model import Model
+from .strategies import START_US, event_worlds, row_values
 from .window_model import aggregate, is_inside, rounded_root
 
 USER = Entity("user", {"user_id": "int64"})
@@ -236,3 +238,21 @@ def test_only_a_window_that_may_reach_a_dropped_row_may_be_refused() -> None:
     model = model_of(events(keep=us(100)), over("count", column=None))
     load(model, (10, 10, "a", 1.0), (20, 20, "b", 1.0), (1_000, 1_000, "c", 1.0), now=1_000)  # 20 is kept
     assert [model.read("w", KEY, t, None, 0).may_refuse for t in (10, 19, 20, 21, 1_000)] == [True] * 3 + [False] * 2
+
+
+@given(st.data())
+def test_strategies_make_windows_that_the_oracle_answers_in_the_types_that_are_said(data: st.DataObject) -> None:
+    world = data.draw(event_worlds())
+    events, windows = world.views[0], world.windows
+    model = Model()
+    model.apply(events)
+    for view in windows:
+        model.apply(view)
+    rows = data.draw(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20), row_values(events)), max_size=12))
+    key = world.keys(events)[0]
+    model.load("events", [(key, START_US + at, START_US + known, values) for at, known, values in rows], START_US)
+    for view in windows:
+        values = model.read(view.name, key, START_US + 15, START_US + 10, START_US).values
+        assert values is not None
+        for f in view.schema:
+            assert values[f.name] is None or pa.array([values[f.name]], f.dtype.arrow()).type == f.dtype.arrow()
