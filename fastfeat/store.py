@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     import numpy as np
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from .durable import Fsync, Storage
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from .history import CompactReport
     from .shared import Sharing
     from .snapshot import SnapshotInfo
+    from .training.labels import Known
 
     Moment = datetime | int | None
     Features = str | FeatureService | Sequence[str | Feature | FeatureView]
@@ -627,6 +629,49 @@ class Store:
             return plan.matrix(entity_rows, event_us, known_us, out, dtype)
         except BeforeHistory as error:
             return self.past(plan, entity_rows, error).matrix(entity_rows, event_us, known_us, out, dtype)
+
+    def get_historical_features(
+        self,
+        labels: object,
+        features: Features,
+        *,
+        known: Known = "as_served",
+        event_time: str = "event_timestamp",
+        progress: bool = False,
+        memory_bytes: int = 1 << 30,
+    ) -> pa.RecordBatchReader:
+        """Join to each label the feature values as they stood at its time.
+
+        labels:   one row per example, with the join keys and the column `event_time`, in any order: a table, reader or
+                  dataframe with Arrow inside, a .parquet or .arrow path or a directory of such files. A time without a
+                  zone is UTC.
+        features: a FeatureService, its name, or a list of "view:field".
+        known:    "as_served" counts only rows created by the label's time; "as_corrected" counts all.
+        memory_bytes: what it may take beside the store, about; a durable store's rows need not fit in it.
+        Returns the labels in their order, streamed, plus a column "view:field" per feature (null where nothing lives).
+        A durable store's set is of one position: what is written meanwhile is in none of it.
+        Raises UnknownView, UnknownFeature, DataError (a column missing, of another type, or with a null),
+        BeforeHistory (a store without a directory dropped what it may need), also while the reader is read.
+        Source: docs/SEMANTICS.md, "Two clocks".
+        """
+        from .training import training_set
+
+        self._open_arena()
+        storage, stored, now = self._storage, None, self._definitions
+        if storage is not None:
+            now, position = storage.commits.consistent(lambda: self._definitions)
+            stored = storage, position
+        return training_set(
+            labels,
+            features,
+            now,
+            self._clock,
+            stored=stored,
+            known=known,
+            event_time=event_time,
+            progress=progress,
+            memory_bytes=memory_bytes,
+        )
 
     def plan(self, features: Features) -> Plan:
         """The compiled plan of a list of features, for whoever answers many requests of it (the server).

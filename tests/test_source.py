@@ -38,6 +38,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "log": {"errors", "files"},
     "snapshot": TYPES | {"places"},
     "history": {"errors", "places"},
+    "training": TYPES
+    | {
+        "schema",
+        "_core",
+        "applied",
+        "definitions",
+        "casts",
+        "sources",
+        "result",
+        "report",
+        "rows",
+        "durable",
+        "history",
+    },
     "commits": TYPES | {"_core", "log"},
     "loads": {"_core", "commits", "report"},
     "receipts": TYPES | {"times"},
@@ -48,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rows": TYPES | {"schema", "result", "_core"},
     "store": TYPES
     | {"schema", "_core", "times", "arrow", "result", "report", "files", "commits", "durable", "past", "receipts"}
-    | {"history", "snapshot", "loads", "shared", "applied", "definitions", "durations"},
+    | {"history", "snapshot", "loads", "shared", "applied", "definitions", "durations", "training"},
     "shared": {"errors", "_core"},
     "attached": TYPES | {"schema", "_core", "result", "shared", "store", "applied", "definitions"},
     "inspection": TYPES | {"schema", "files", "places", "log", "snapshot", "history", "durable"},

@@ -314,6 +314,18 @@ class History:
                 files = catalog.files_of(view, bucket)
                 yield pa.concat_tables(merge_rows(read_groups(self._place, each) for each in files))
 
+    @contextmanager
+    def reading_bucket(
+        self, view: str, bucket: int, columns: Sequence[str]
+    ) -> Iterator[tuple[int, list[Iterator[pa.Table]]]]:
+        """Per file of a bucket its rows, sorted by key, times and sequence; they may be read while this is held.
+
+        With them the sequence below which the history has every row.
+        """
+        with self._reading() as catalog:
+            files = catalog.files_of(view, bucket)
+            yield catalog.covered.sequence, [read_groups(self._place, each, columns) for each in files]
+
     def check(self) -> list[str]:
         """What is wrong with the files, one sentence each: checksums, counts, order, rows that are there twice."""
         with self._reading() as catalog:

@@ -248,10 +248,10 @@ def read_group(place: Place, footer: Footer, group: int, columns: Sequence[str] 
     return (table.select(columns) if columns else table).combine_chunks()
 
 
-def read_groups(place: Place, file: RowFile) -> Iterator[pa.Table]:
+def read_groups(place: Place, file: RowFile, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """All rows of a file, in order."""
     footer = read_footer(place, file)
-    return (read_group(place, footer, group) for group in range(len(footer.groups)))
+    return (read_group(place, footer, group, columns) for group in range(len(footer.groups)))
 
 
 def read_range(place: Place, file: RowFile, start: int, size: int, checksum: int, what: str) -> Any:

@@ -1,0 +1,184 @@
+"""Training sets of a store: labels in chunks, each answered bucket by bucket, streamed in the labels' order.
+
+    store in memory   chunk of labels --------------------------------------------> its own tables --> answers
+    store on a disk   chunk of labels --by bucket of the key--> rows of the bucket --> private table --> answers
+
+Promise:  the whole of a durable store's set is of one position: rows that come meanwhile are in none of it.
+Memory:   a chunk of labels with its answers, and per worker the rows of one chunk of a bucket, so a view may be larger
+          than memory. All rows of one entity must fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any, Final, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from .._core.plan import Plan
+from .._core.table import Clock
+from ..applied import Definitions
+from ..durable import Storage
+from ..history.history import BUCKETS, bucket_of
+from ..history.rowfile import key_at, key_range
+from ..report import ignore_rows, load_progress
+from ..rows import key_hashes, rows_schema
+from ..sources import BATCH_ROWS_MAX
+from .joining import (
+    Features,
+    Request,
+    ViewJoin,
+    answered,
+    check_known,
+    check_labels,
+    feature_arrays,
+    request_of,
+    with_columns,
+)
+from .labels import Asked, Known, Labels, asked_of
+from .stored import StoredRows
+
+MEMORY_SIZE: Final = 1 << 30  # what a training set takes beside the store, about
+LABEL_SHARE: Final = 8  # of it: labels, what they ask, answers, and the same again while they are put in order
+ROWS_SHARE: Final = 24  # of it: a chunk of rows, its private table, and what both need on the way
+LABEL_ROWS_MAX: Final = 1 << 21
+WORKERS: Final = 2
+
+Answers = list[tuple[NDArray[np.int64], list[Any]]]  # which labels, and their columns
+
+
+class Source(Protocol):
+    """Where answers come from: a column per feature of the request, in the labels' order."""
+
+    def answer(self, asked: Asked) -> list[Any]: ...
+
+
+class Tables:
+    """A store's own tables, which hold every row or say that they don't.
+
+    Why not private ones: there is nothing to gather, and a copy would take as much memory as the store.
+    """
+
+    def __init__(self, request: Request, definitions: Definitions, clock: Clock) -> None:
+        self._request = request
+        self._plan = Plan(clock, definitions.plan_items(request.features, definitions.tables))
+
+    def answer(self, asked: Asked) -> list[Any]:
+        parts = []
+        for start in range(0, len(asked), BATCH_ROWS_MAX):  # so that a writer does not wait long for its memory
+            some = asked.slice(start, BATCH_ROWS_MAX)
+            answer = self._plan.columns_at(some.entities(self._request.keys), some.event_us, some.known_us)
+            parts.append(feature_arrays(self._plan, answer))
+        return [pa.chunked_array(part) for part in zip(*parts, strict=True)]
+
+
+class Buckets:
+    """A durable store's history and tails as they are at a position."""
+
+    def __init__(self, request: Request, rows: StoredRows, chunk_size: int) -> None:
+        self._request = request
+        self._rows = rows
+        self._chunk_size = chunk_size
+
+    def answer(self, asked: Asked) -> list[Any]:
+        columns: list[Any] = [None] * len(self._request.features)
+        with ThreadPoolExecutor(WORKERS, "fastfeat-training") as pool:
+            for join in self._request.joins:
+                parts = list(pool.map(lambda part, join=join: self._bucket(join, asked, *part), by_bucket(join, asked)))
+                for place, column in zip(join.places, in_order([each for part in parts for each in part]), strict=True):
+                    columns[place] = column
+        return columns
+
+    def _bucket(self, join: ViewJoin, asked: Asked, bucket: int, places: NDArray[np.int64]) -> Answers:
+        """The answers of the labels at these places, all of one bucket."""
+        name, asked = join.view.name, asked.take(places, join.keys)
+        heads = self._rows.heads(name, bucket)
+        chunks = self._rows.chunks(name, bucket, self._chunk_size)
+        return [(places[at], answered(join, some, rows, heads)) for at, some, rows in matched(join, asked, chunks)]
+
+
+def by_bucket(join: ViewJoin, asked: Asked) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """The labels of each bucket of the key's hash that has any."""
+    buckets = bucket_of(key_hashes(join.view, asked.entities(join.keys)))
+    order = np.argsort(buckets, kind="stable")
+    ends = np.cumsum(np.bincount(buckets, minlength=BUCKETS))
+    for bucket, places in enumerate(np.split(order, ends[:-1])):
+        if len(places):
+            yield bucket, places
+
+
+def matched(
+    join: ViewJoin, asked: Asked, chunks: Iterator[pa.Table]
+) -> Iterator[tuple[NDArray[np.int64], Asked, pa.Table]]:
+    """Each chunk of rows, which follow one another by key, with the labels of its keys; every label once."""
+    everyone = np.arange(len(asked))
+    chunk = next(chunks, None)
+    if chunk is None:
+        chunk = rows_schema(join.view).empty_table()
+    following = next(chunks, None)
+    if following is None:
+        yield everyone, asked, chunk
+        return
+    names = list(join.keys)
+    table = pa.table([asked.keys[name] for name in names], names)
+    order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in names]).to_numpy()
+    table = table.take(pa.array(order))
+    start = 0
+    while chunk is not None:
+        last = key_at(chunk, names, chunk.num_rows - 1)
+        stop = len(asked) if following is None else key_range(table, names, last)[1]
+        if stop > start:
+            yield order[start:stop], asked.take(order[start:stop], join.keys), chunk
+        start = stop
+        chunk, following = following, next(chunks, None)
+
+
+def in_order(parts: Answers) -> Iterator[Any]:
+    """The columns of all parts, each label's values where it stands."""
+    places = np.concatenate([places for places, _ in parts])
+    inverse = np.empty(len(places), np.int64)
+    inverse[places] = np.arange(len(places))
+    at = pa.array(inverse)
+    for columns in zip(*(columns for _, columns in parts), strict=True):
+        yield pa.chunked_array(columns).take(at)
+
+
+def training_set(
+    labels: object,
+    features: Features,
+    definitions: Definitions,
+    clock: Clock,
+    *,
+    stored: tuple[Storage, int] | None,
+    known: Known = "as_served",
+    event_time: str = "event_timestamp",
+    progress: bool = False,
+    memory_bytes: int = MEMORY_SIZE,
+) -> Any:
+    """A reader of the labels with a column per feature. stored: a durable store's storage and the position to read."""
+    check_known(known)
+    request = request_of(features, definitions)
+    examples = Labels(labels, request.keys, event_time)
+    check_labels(examples.schema, request, event_time)
+    source: Source
+    if stored is None:
+        source = Tables(request, definitions, clock)
+    else:
+        views = {join.view.name: join.view for join in request.joins}
+        source = Buckets(request, StoredRows(stored[0], definitions, views, stored[1]), memory_bytes // ROWS_SHARE)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        size_max = memory_bytes // LABEL_SHARE // (1 + len(request.features) // 4)
+        with load_progress("labels", examples) if progress else nullcontext(ignore_rows) as advance:
+            for chunk in examples.chunks(LABEL_ROWS_MAX, size_max):
+                asked = asked_of(chunk, request.keys, event_time, known)
+                joined = with_columns(chunk, request, source.answer(asked))
+                yield from joined.to_batches(BATCH_ROWS_MAX)
+                advance(chunk.num_rows)
+
+    return pa.RecordBatchReader.from_batches(pa.schema([*examples.schema, *request.fields]), batches())

@@ -1,0 +1,361 @@
+"""Training sets: to each label what an as-of read at its time answers, wherever the rows lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastfeat import (
+    BeforeHistory,
+    DataError,
+    Entity,
+    FeatureService,
+    FeatureView,
+    Field,
+    Store,
+    UnknownFeature,
+    UnknownView,
+)
+from fastfeat.dtypes import DType
+from fastfeat.schema import View
+from fastfeat.times import TIME_MAX_US, TIME_MIN_US
+from fastfeat.training import join_bucket
+
+from .model import check_equal, value_bits
+from .strategies import START_US, World, edges_us, key_values, row_table, row_values, times_near, worlds
+
+USER = Entity("user", {"user_id": "int64"})
+SHOP = Entity("shop", {"city": "string", "shop_id": "uint32"})
+BALANCE = FeatureView("balance", USER, [Field("amount", "float64"), Field("note", "string")])
+RATING = FeatureView("rating", SHOP, [Field("stars", "int32")], ttl=timedelta(seconds=1))
+STAMP = pa.timestamp("us", "UTC")
+
+Bits = dict[str, list[Any]]
+
+
+def bits_of(table: pa.Table, dtypes: dict[str, DType]) -> Bits:
+    """The feature columns so that == means equal bit for bit."""
+    return {name: [value_bits(dtype, value) for value in plain(table.column(name))] for name, dtype in dtypes.items()}
+
+
+def plain(column: Any) -> list[Any]:
+    """Python values; timestamps as int microseconds, which reach further than Python's datetime does in Arrow."""
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    if pa.types.is_list(column.type) and pa.types.is_timestamp(column.type.value_type):
+        column = column.cast(pa.list_(pa.int64()))
+    return list(column.to_pylist())
+
+
+def as_of_reads(store: Store, names: Sequence[str], labels: pa.Table, known: str) -> pa.Table:
+    """The same by one as-of read per label."""
+    parts = []
+    times = labels.column("event_timestamp").cast(pa.int64()).to_pylist()
+    for row, time_us in zip(labels.drop_columns(["event_timestamp"]).to_pylist(), times, strict=True):
+        known_at = time_us if known == "as_served" else None
+        parts.append(store.get_online_features(names, [row], as_of=time_us, known_at=known_at).to_arrow())
+    return pa.concat_tables(parts)
+
+
+# --- worlds of Hypothesis' making
+
+
+@dataclass(frozen=True)
+class Scenario:
+    world: World
+    steps: Sequence[tuple[Any, ...]]
+    labels: pa.Table
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> Scenario:
+    world = draw(worlds())
+    moments = draw(st.lists(st.integers(START_US - 50, START_US + 50), min_size=1, max_size=4))
+    spans = sorted({span for view in world.views for span in edges_us(view)})
+    times = times_near(moments, spans)
+    steps: list[tuple[Any, ...]] = []
+    for _ in range(draw(st.integers(0, 6))):
+        view = draw(st.sampled_from(list(world.views)))
+        kind = draw(st.sampled_from(["load", "load", "load", "push", "delete", "flush", "compact"]))
+        key = st.sampled_from(world.keys(view))
+        if kind == "load":
+            rows = draw(st.lists(st.tuples(key, times, row_values(view)), min_size=1, max_size=6))
+            steps.append((kind, view, rows, [max(event, draw(times)) for _, event, _ in rows]))
+        elif kind == "push":
+            steps.append((kind, view, draw(st.lists(st.tuples(key, times, row_values(view)), min_size=1, max_size=3))))
+        else:
+            steps.append((kind, view, draw(key)))
+    types = {name: kind for view in world.views for name, kind in view.entity.join_keys.items()}
+    count = draw(st.integers(0, 12))
+    columns: dict[str, Any] = {
+        name: pa.array(
+            [draw(st.sampled_from(list(world.key_pools[name])) | key_values(kind)) for _ in range(count)],
+            DType(kind).arrow(),
+        )
+        for name, kind in types.items()
+    }
+    columns["event_timestamp"] = pa.array([draw(times) for _ in range(count)], STAMP)
+    return Scenario(world, steps, pa.table(columns))
+
+
+def played(store: Store, scenario: Scenario) -> None:
+    store.apply(scenario.world.views)
+    for kind, view, *rest in scenario.steps:
+        if kind == "load":
+            rows, created = rest
+            assert store.load(view, row_table(view, rows, created), created_time="created").rejected == 0
+        elif kind == "push":
+            names = list(view.entity.join_keys)
+            for key, event_us, fields in rest[0]:
+                store.push(view, {**dict(zip(names, key, strict=True)), "event_timestamp": event_us, **fields})
+        elif kind == "delete":
+            store.delete(view, [dict(zip(view.entity.join_keys, rest[0], strict=True))])
+        elif store.is_durable:
+            store.flush_history() if kind == "flush" else store.compact()
+
+
+@contextmanager
+def a_store(*, is_durable: bool) -> Iterator[Store]:
+    ticks = iter(range(START_US, START_US + 10_000))
+
+    def clock() -> int:
+        return next(ticks)
+
+    if not is_durable:
+        with Store(64 << 20, clock) as store:
+            yield store
+        return
+    with TemporaryDirectory() as folder, Store.open(folder, capacity_bytes=64 << 20, clock=clock, fsync="off") as store:
+        yield store
+
+
+def names_and_dtypes(views: Sequence[View]) -> dict[str, DType]:
+    return {f"{view.name}:{field.name}": field.dtype for view in views for field in view.schema}
+
+
+@pytest.mark.parametrize("is_durable", [False, True], ids=["memory", "durable"])
+@given(scenario=scenarios(), known=st.sampled_from(["as_served", "as_corrected"]), size=st.sampled_from([1 << 30, 1]))
+def test_a_training_set_is_the_as_of_reads_of_its_labels(
+    is_durable: bool, scenario: Scenario, known: Any, size: int
+) -> None:
+    """size: of the memory allowed; with one byte each chunk of rows and labels is as small as it can be."""
+    dtypes = names_and_dtypes(scenario.world.views)
+    names = list(dtypes)
+    with a_store(is_durable=is_durable) as store:
+        played(store, scenario)
+        try:
+            wanted = as_of_reads(store, names, scenario.labels, known) if scenario.labels.num_rows else None
+        except BeforeHistory:
+            assert not is_durable
+            with pytest.raises(BeforeHistory):
+                store.get_historical_features(scenario.labels, names, known=known).read_all()
+            return
+        reader = store.get_historical_features(scenario.labels, names, known=known, memory_bytes=size)
+        got = reader.read_all()
+    assert got.schema.names == [*scenario.labels.schema.names, *names]
+    assert got.select(scenario.labels.schema.names).equals(scenario.labels)
+    if wanted is not None:
+        check_equal(bits_of(got, dtypes), bits_of(wanted, dtypes), "training set")
+
+
+# --- what labels may be
+
+
+@pytest.fixture
+def store() -> Store:
+    store = Store(64 << 20)
+    store.apply([BALANCE, RATING, FeatureService("model", [RATING["stars"], BALANCE["amount"]])])
+    balance = {"user_id": [1, 2, 1, 1], "amount": [10.0, 20.0, 11.0, 12.0], "note": ["a", "b", None, "d"]}
+    store.load("balance", pa.table({**balance, "event_timestamp": [100, 100, 200, 300]}))
+    rating = {"city": ["Ulm", "Ulm"], "shop_id": [7, 8], "stars": [5, 4]}
+    store.load("rating", pa.table({**rating, "event_timestamp": [100, 2_000_000]}))
+    return store
+
+
+LABELS = pa.table(
+    {
+        "clicked": [True, False, True, None, False, True],
+        "city": ["Ulm", "Ulm", "Bonn", "Ulm", "Ulm", "Ulm"],
+        "user_id": pa.array([1, 2, 1, 1, 3, 1], pa.int32()),
+        "shop_id": pa.array([7, 7, 7, 8, 8, 7], pa.int16()),
+        "event_timestamp": pa.array([250, 99, 300, 2_000_000, 100, 250], pa.timestamp("us")),
+    }
+)
+AMOUNTS = [11.0, None, 12.0, 12.0, None, 11.0]
+STARS = [5, None, None, 4, None, 5]
+
+
+def forms_of_labels(folder: Path) -> Iterator[tuple[str, Any]]:
+    yield "table", LABELS
+    yield "chunked table", pa.concat_tables([LABELS.slice(0, 2), LABELS.slice(2, 0), LABELS.slice(2)])
+    yield "record batch", LABELS.combine_chunks().to_batches()[0]
+    yield "reader", LABELS.to_reader(max_chunksize=4)
+    yield "pandas", LABELS.to_pandas(types_mapper=pd.ArrowDtype)
+    yield "polars", pl.from_arrow(LABELS)
+    labels = LABELS
+    assert labels is not None  # DuckDB finds it by its name
+    yield "duckdb", duckdb.sql("SELECT * FROM labels")
+    pq.write_table(LABELS, folder / "labels.parquet")
+    yield "parquet", folder / "labels.parquet"
+    ds.write_dataset([LABELS], folder / "many", format="parquet")
+    yield "directory", str(folder / "many")
+
+
+def test_labels_may_have_any_form_that_holds_arrow(store: Store, tmp_path: Path) -> None:
+    for form, labels in forms_of_labels(tmp_path):
+        got = store.get_historical_features(labels, "model").read_all()
+        assert got.column("rating:stars").to_pylist() == STARS, form
+        assert got.column("balance:amount").to_pylist() == AMOUNTS, form
+        assert got.column("clicked").to_pylist() == LABELS.column("clicked").to_pylist(), form
+
+
+def test_features_may_be_a_service_its_name_or_a_list(store: Store) -> None:
+    for features in ("model", FeatureService("other", [RATING, BALANCE["amount"]]), ["rating:stars", "balance:amount"]):
+        got = store.get_historical_features(LABELS, features).read_all()
+        assert got.schema.names == [*LABELS.schema.names, "rating:stars", "balance:amount"]
+        assert got.column("balance:amount").to_pylist() == AMOUNTS
+
+
+def test_no_labels_are_an_empty_set_with_all_columns(store: Store) -> None:
+    got = store.get_historical_features(LABELS.slice(0, 0), "model").read_all()
+    assert (got.num_rows, got.schema.names[-1]) == (0, "balance:amount")
+
+
+def test_as_corrected_counts_what_was_created_later(store: Store) -> None:
+    late = pa.table({"user_id": [1], "event_timestamp": [240], "known": [900], "amount": [7.0], "note": ["late"]})
+    store.load("balance", late, created_time="known")
+    served = store.get_historical_features(LABELS, ["balance:amount"], known="as_served").read_all()
+    corrected = store.get_historical_features(LABELS, ["balance:amount"], known="as_corrected").read_all()
+    assert served.column("balance:amount").to_pylist() == AMOUNTS
+    assert corrected.column("balance:amount").to_pylist() == [7.0, *AMOUNTS[1:5], 7.0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (LABELS.drop_columns(["shop_id"]), "'shop_id' is there 0 times"),
+        (LABELS.set_column(2, "user_id", pa.array([1, 2, None, 4, 5, 6])), "'user_id' is null (1 labels)"),
+        (LABELS.set_column(2, "user_id", pa.array([1.0] * 6)), "floats do not compare by value"),
+        (LABELS.set_column(3, "shop_id", pa.array([1, 2, 3, 4, 5, -1])), "not a whole number that uint32 holds"),
+        (LABELS.set_column(4, "event_timestamp", pa.array([None] * 6, STAMP)), "'event_timestamp' is null (6 labels)"),
+        (LABELS.append_column("balance:amount", pa.array([0.0] * 6)), "rename it"),
+        (LABELS.append_column("city", LABELS.column("city")), "'city' is there 2 times"),
+        ([{"user_id": 1}], "not list"),
+    ],
+)
+def test_labels_that_cannot_be_asked_are_refused(store: Store, labels: Any, says: str) -> None:
+    with pytest.raises(DataError, match=says.replace("(", r"\(").replace(")", r"\)")):
+        store.get_historical_features(labels, "model").read_all()
+
+
+def test_what_is_not_applied_is_refused_before_anything_is_read(store: Store) -> None:
+    with pytest.raises(UnknownView):
+        store.get_historical_features(LABELS, "nobody")
+    with pytest.raises(UnknownFeature):
+        store.get_historical_features(LABELS, ["balance:nothing"])
+    with pytest.raises(DataError, match="known is 'later'"):
+        store.get_historical_features(LABELS, "model", known="later")  # type: ignore[arg-type]
+
+
+def test_a_memory_store_says_what_it_no_longer_has() -> None:
+    store = Store(64 << 20)
+    store.apply(FeatureView("latest", USER, [Field("amount", "float64")], keep="latest"))
+    store.load("latest", pa.table({"user_id": [1, 1], "event_timestamp": [100, 200], "amount": [1.0, 2.0]}))
+    labels = pa.table({"user_id": [1], "event_timestamp": [200]})
+    assert store.get_historical_features(labels, ["latest:amount"]).read_all().column(2).to_pylist() == [2.0]
+    with pytest.raises(BeforeHistory):
+        store.get_historical_features(
+            pa.table({"user_id": [1], "event_timestamp": [150]}), ["latest:amount"]
+        ).read_all()
+
+
+# --- a durable store
+
+
+def test_a_durable_set_is_of_one_position(tmp_path: Path) -> None:
+    """What is written while it is read is in none of it, not even a row that says it was there before."""
+    with Store.open(str(tmp_path), capacity_bytes=64 << 20) as store:
+        store.apply(BALANCE)
+        rows = {"user_id": [1, 2], "event_timestamp": [100, 100], "amount": [1.0, 2.0], "note": ["a", "b"]}
+        store.load("balance", pa.table(rows))
+        labels = pa.table({"user_id": [1, 2] * 40_000, "event_timestamp": [150] * 80_000})
+        reader = store.get_historical_features(labels, ["balance:amount"], memory_bytes=1)
+        first = reader.read_next_batch()
+        store.load("balance", pa.table({**rows, "event_timestamp": [120, 120], "amount": [8.0, 9.0]}))
+        store.flush_history()
+        rest = reader.read_all()
+        whole = pa.concat_tables([pa.Table.from_batches([first]), rest])
+        assert whole.num_rows == labels.num_rows
+        assert set(zip(whole.column(0).to_pylist(), whole.column(2).to_pylist(), strict=True)) == {(1, 1.0), (2, 2.0)}
+        after = store.get_historical_features(labels, ["balance:amount"]).read_all()
+        assert set(after.column(2).to_pylist()) == {8.0, 9.0}
+
+
+# --- the function of a bucket
+
+
+def rows_at_rest(view: FeatureView, rows: dict[str, list[Any]]) -> pa.Table:
+    count = len(rows["event_timestamp"])
+    stamps = pa.array(rows["event_timestamp"], pa.int64()).cast(STAMP)
+    fields = {field.name: pa.array(rows[field.name], field.dtype.arrow()) for field in view.schema}
+    keys = {name: rows[name] for name in view.entity.join_keys}
+    times = {"event_timestamp": stamps, "created_timestamp": stamps, "_sequence": pa.array(range(count), pa.uint64())}
+    return pa.table({**keys, **times, **fields})
+
+
+def test_a_bucket_is_joined_without_a_store() -> None:
+    rows: dict[str, list[Any]] = {"user_id": [1, 2, 1], "event_timestamp": [200, 100, 100]}
+    rows |= {"amount": [2.0, 3.0, 1.0], "note": ["x", "y", ""]}
+    labels = LABELS.set_column(4, "event_timestamp", pa.array([199, 99, 200, 100, 100, 99]))
+    got = join_bucket(
+        labels, {"balance": rows_at_rest(BALANCE, rows)}, [BALANCE, RATING], ["balance:amount", "rating:stars"]
+    )
+    assert got.column("balance:amount").to_pylist() == [1.0, None, 2.0, 1.0, None, None]
+    assert got.column("rating:stars").to_pylist() == [None] * 6
+    assert got.select(labels.schema.names).equals(labels)
+
+
+# --- leakage
+
+
+@given(data=st.data())
+def test_a_row_that_moves_to_after_the_label_is_as_if_it_were_not_there(data: st.DataObject) -> None:
+    view = FeatureView("v", USER, [Field("x", "int64")])
+    time = st.integers(START_US - 5, START_US + 5)
+    rows = data.draw(st.lists(st.tuples(time, time), min_size=1, max_size=6))
+    gone = data.draw(st.integers(0, len(rows) - 1))
+    at = data.draw(st.one_of(time, st.integers(TIME_MIN_US, TIME_MAX_US - 10)))
+    later = data.draw(st.integers(at + 1, at + 10))
+    label = pa.table({"user_id": [1], "event_timestamp": pa.array([at], STAMP)})
+
+    def vector(*, moved: bool) -> list[Any]:
+        store = Store(4 << 20)
+        store.apply(view)
+        kept = [
+            (i, later if i == gone else event, created) for i, (event, created) in enumerate(rows) if moved or i != gone
+        ]
+        if kept:
+            events, created = ([row[column] for row in kept] for column in (1, 2))
+            table = {"user_id": [1] * len(kept), "x": [row[0] for row in kept]}
+            stamps = {"event_timestamp": pa.array(events, STAMP), "known": pa.array(created, STAMP)}
+            assert store.load(view, pa.table({**table, **stamps}), created_time="known").rejected == 0
+        served = store.get_historical_features(label, ["v:x"], known="as_served")
+        corrected = store.get_historical_features(label, ["v:x"], known="as_corrected")
+        return [each.read_all().column("v:x").to_pylist() for each in (served, corrected)]
+
+    assert vector(moved=True) == vector(moved=False)
