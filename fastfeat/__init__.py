@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from .errors import UnknownFeature as UnknownFeature
     from .errors import UnknownPlan as UnknownPlan
     from .errors import UnknownView as UnknownView
+    from .ondemand import OnDemandFeatureView as OnDemandFeatureView
+    from .ondemand import on_demand_feature_view as on_demand_feature_view
     from .receipts import Receipt as Receipt
     from .report import LoadReport as LoadReport
     from .result import Result as Result
@@ -86,6 +88,7 @@ PUBLIC = {
         "UnknownPlan",
         "UnknownView",
     ),
+    "ondemand": ("OnDemandFeatureView", "on_demand_feature_view"),
     "receipts": ("Receipt",),
     "report": ("LoadReport",),
     "result": ("Result",),

@@ -1,6 +1,6 @@
 """Applied: the definitions of a store as one value, how new ones are put into it, and the checks on the way.
 
-    Definitions + [Entity, FeatureView, WindowView, FeatureService, ...] --merged--> Definitions, or an error
+    Definitions + [Entity, FeatureView, WindowView, OnDemandFeatureView, FeatureService, ...] --merged--> Definitions
 
 A Definitions is never changed: a reader keeps the one it began with.
 """
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .definitions import Definition, definition_dict, definitions_to_list
 from .errors import IncompatibleSchema, SchemaError, UnknownFeature, UnknownView
+from .ondemand import OnDemandFeatureView
 from .schema import Entity, Feature, FeatureService, FeatureView, View, WindowView
 
 if TYPE_CHECKING:
     from ._core.table import Table
 
-Named = TypeVar("Named", FeatureView, WindowView, FeatureService)
+Named = TypeVar("Named", FeatureView, WindowView, OnDemandFeatureView, FeatureService)
 
 DURABLE_PARTS = ("join_keys", "fields", "keep", "kind", "event_id")  # of a definition: what stored rows depend on
 
@@ -33,12 +34,14 @@ class Definitions:
     entities: Mapping[str, Entity] = field(default_factory=dict)
     views: Mapping[str, FeatureView] = field(default_factory=dict)
     windows: Mapping[str, WindowView] = field(default_factory=dict)
+    on_demand: Mapping[str, OnDemandFeatureView] = field(default_factory=dict)
     services: Mapping[str, FeatureService] = field(default_factory=dict)
     tables: Mapping[str, Table] = field(default_factory=dict)
 
     def all(self) -> list[Definition]:
-        """Entities first, then views, then windows over them, then services."""
-        return [*self.entities.values(), *self.views.values(), *self.windows.values(), *self.services.values()]
+        """Entities first, then views, then windows over them, then on-demand views, then services."""
+        kinds = (self.entities, self.views, self.windows, self.on_demand, self.services)
+        return [each for kind in kinds for each in kind.values()]
 
     def is_like(self, other: Definitions) -> bool:
         """True where both say the same."""
@@ -47,14 +50,14 @@ class Definitions:
     @property
     def readable(self) -> dict[str, View]:
         """Everything that has features, by name."""
-        return {**self.views, **self.windows}
+        return {**self.views, **self.windows, **self.on_demand}
 
     def stored(self, name: str) -> FeatureView:
         """The view whose rows answer for the view of this name."""
         return self.windows[name].source if name in self.windows else self.views[name]
 
     def plan_items(self, wanted: Iterable[Feature], tables: Mapping[str, Table]) -> list[Any]:
-        """What Plan takes for these features, from the tables of stored views."""
+        """What Plan takes for these features, none of them on-demand, from the tables of stored views."""
         return [self._plan_item(each, tables) for each in wanted]
 
     def _plan_item(self, feature: Feature, tables: Mapping[str, Table]) -> Any:
@@ -77,6 +80,7 @@ def merged(old: Definitions, items: Sequence[Definition]) -> Definitions:
     entities = dict(old.entities)
     views: dict[str, FeatureView] = {}
     windows: dict[str, WindowView] = {}
+    on_demand: dict[str, OnDemandFeatureView] = {}
     services: dict[str, FeatureService] = {}
     sources: dict[str, FeatureView] = {}
     for item in items:
@@ -89,11 +93,14 @@ def merged(old: Definitions, items: Sequence[Definition]) -> Definitions:
             add_entity(entities, item.entity)
             add_once(windows, item, "window view")
             sources[item.source.name] = item.source
+        elif isinstance(item, OnDemandFeatureView):
+            add_once(on_demand, item, "on-demand feature view")
         elif isinstance(item, FeatureService):
             add_once(services, item, "feature service")
         else:
             raise SchemaError(
-                f"apply takes Entity, FeatureView, WindowView and FeatureService, not {type(item).__name__}"
+                "apply takes Entity, FeatureView, WindowView, OnDemandFeatureView and FeatureService, not"
+                f" {type(item).__name__}"
             )
     for name, source in sources.items():
         check_same_rows(views.setdefault(name, old.views.get(name, source)), source)
@@ -101,17 +108,39 @@ def merged(old: Definitions, items: Sequence[Definition]) -> Definitions:
         if name in old.views:
             check_same_rows(old.views[name], view)
     now = Definitions(
-        entities, {**old.views, **views}, {**old.windows, **windows}, {**old.services, **services}, old.tables
+        entities,
+        {**old.views, **views},
+        {**old.windows, **windows},
+        {**old.on_demand, **on_demand},
+        {**old.services, **services},
+        old.tables,
     )
     now = replace(
         now, windows={n: replace(each, source=now.views[each.source.name]) for n, each in now.windows.items()}
     )
-    for name in now.windows:
-        if name in now.views:
-            raise SchemaError(f"{name!r} is a feature view and a window view; features are named after it: rename one")
+    check_view_names(now)
+    for function in now.on_demand.values():
+        check_exist(function.inputs, now.readable, f"on-demand feature view {function.name!r}")
+    for function in now.on_demand.values():
+        check_features(tuple(function), now.readable, f"on-demand feature view {function.name!r}")
     for service in now.services.values():
         check_features(service.features, now.readable, f"feature service {service.name!r}")
     return now
+
+
+def check_view_names(now: Definitions) -> None:
+    """Raises SchemaError: one name for two things that features are named after."""
+    kinds = (
+        ("a feature view", now.views),
+        ("a window view", now.windows),
+        ("an on-demand feature view", now.on_demand),
+    )
+    seen: dict[str, str] = {}
+    for kind, views in kinds:
+        for name in views:
+            if name in seen:
+                raise SchemaError(f"{name!r} is {seen[name]} and {kind}; features are named after it: rename one")
+            seen[name] = kind
 
 
 def add_entity(entities: dict[str, Entity], entity: Entity) -> None:
@@ -161,8 +190,42 @@ def service_of(name: str, services: Mapping[str, FeatureService]) -> FeatureServ
 
 
 def check_features(features: Sequence[Feature], views: Mapping[str, View], where: str) -> None:
-    """Raises UnknownView, UnknownFeature, or SchemaError: views that give one join key two types."""
-    types: dict[str, tuple[str, str]] = {}
+    """Raises UnknownView, UnknownFeature, or SchemaError: what can't be read together.
+
+    That is views that give one join key two types, functions that give one request field two types or the name of a
+    join key, and functions that wait for each other.
+    """
+    check_exist(features, views, where)
+    stored, functions = needed(features, views)
+    keys: dict[str, tuple[str, str]] = {}
+    for name in dict.fromkeys(each.view for each in stored):
+        view = views[name]
+        assert isinstance(view, FeatureView | WindowView)
+        for key, kind in view.entity.join_keys.items():
+            first, first_kind = keys.setdefault(key, (name, kind))
+            if kind != first_kind:
+                raise SchemaError(
+                    f"{where}: join key {key!r} is {first_kind} in view {first!r} and {kind} in view {name!r};"
+                    " give it one type"
+                )
+    fields: dict[str, tuple[str, str]] = {}
+    for function in functions:
+        for each in function.request:
+            first, first_kind = fields.setdefault(each.name, (function.name, str(each.dtype)))
+            if each.name in keys:
+                raise SchemaError(
+                    f"{where}: {each.name!r} is a request field of on-demand view {function.name!r} and a join key of"
+                    f" view {keys[each.name][0]!r}; rename the field"
+                )
+            if str(each.dtype) != first_kind:
+                raise SchemaError(
+                    f"{where}: request field {each.name!r} is {first_kind} in on-demand view {first!r} and"
+                    f" {each.dtype} in {function.name!r}; give it one type"
+                )
+
+
+def check_exist(features: Sequence[Feature], views: Mapping[str, View], where: str) -> None:
+    """Raises UnknownView, UnknownFeature."""
     for feature in features:
         view = views.get(feature.view)
         if view is None:
@@ -172,13 +235,32 @@ def check_features(features: Sequence[Feature], views: Mapping[str, View], where
         if all(field.name != feature.field for field in view.schema):
             known = ", ".join(field.name for field in view.schema)
             raise UnknownFeature(f"{where} names {feature}, and the view has no such field; it has {known}")
-        for key, kind in view.entity.join_keys.items():
-            first, first_kind = types.setdefault(key, (view.name, kind))
-            if kind != first_kind:
-                raise SchemaError(
-                    f"{where}: join key {key!r} is {first_kind} in view {first!r} and {kind} in view {view.name!r};"
-                    " give it one type"
-                )
+
+
+def needed(features: Iterable[Feature], views: Mapping[str, View]) -> tuple[list[Feature], list[OnDemandFeatureView]]:
+    """What these features are made of: stored ones, those asked first, and functions, each after those it reads.
+
+    Raises SchemaError: functions that wait for each other.
+    """
+    wanted = list(features)
+    stored = dict.fromkeys(each for each in wanted if not isinstance(views[each.view], OnDemandFeatureView))
+    functions: dict[str, OnDemandFeatureView] = {}
+
+    def visit(feature: Feature, path: tuple[str, ...]) -> None:
+        view = views[feature.view]
+        if not isinstance(view, OnDemandFeatureView):
+            stored[feature] = None
+        elif view.name in path:
+            circle = " -> ".join([*path[path.index(view.name) :], view.name])
+            raise SchemaError(f"on-demand feature views wait for each other: {circle}; take one of the inputs out")
+        elif view.name not in functions:
+            for each in view.inputs:
+                visit(each, (*path, view.name))
+            functions[view.name] = view
+
+    for feature in wanted:
+        visit(feature, ())
+    return list(stored), list(functions.values())
 
 
 def listed(names: Iterable[str]) -> str:

@@ -8,9 +8,11 @@ from typing import Any
 
 from .aggregation import aggregation_from_dict, aggregation_to_dict
 from .durations import duration_us
+from .errors import SchemaError
+from .ondemand import OnDemandFeatureView
 from .schema import Entity, FeatureService, FeatureView, Field, WindowView
 
-Definition = Entity | FeatureView | WindowView | FeatureService
+Definition = Entity | FeatureView | WindowView | OnDemandFeatureView | FeatureService
 
 
 def definition_dict(view: FeatureView) -> dict[str, Any]:
@@ -49,6 +51,21 @@ def window_dict(view: WindowView) -> dict[str, Any]:
     }
 
 
+def on_demand_dict(view: OnDemandFeatureView) -> dict[str, Any]:
+    """The on-demand feature view as plain values."""
+    return {
+        "name": view.name,
+        "inputs": [str(each) for each in view.inputs],
+        "request": fields_to_list(view.request),
+        "fields": fields_to_list(view.schema),
+        "source": view.source,
+        "hash": view.hash,
+        "description": view.description,
+        "owner": view.owner,
+        "tags": dict(view.tags),
+    }
+
+
 def definition_to_dict(definition: Definition) -> dict[str, Any]:
     if isinstance(definition, Entity):
         return {"type": "entity", **about(definition), "join_keys": list(map(list, definition.join_keys.items()))}
@@ -56,14 +73,19 @@ def definition_to_dict(definition: Definition) -> dict[str, Any]:
         return {"type": "service", **about(definition), "features": [str(feature) for feature in definition.features]}
     if isinstance(definition, WindowView):
         return {"type": "windows", **window_dict(definition)}
-    return {
-        "type": "view",
-        **definition_dict(definition),
-        "fields": [
-            {"name": f.name, "dtype": str(f.dtype), "nullable": f.nullable, "description": f.description}
-            for f in definition.schema
-        ],
-    }
+    if isinstance(definition, OnDemandFeatureView):
+        return {"type": "on_demand", **on_demand_dict(definition)}
+    return {"type": "view", **definition_dict(definition), "fields": fields_to_list(definition.schema)}
+
+
+def fields_to_list(fields: Iterable[Field]) -> list[dict[str, Any]]:
+    return [
+        {"name": f.name, "dtype": str(f.dtype), "nullable": f.nullable, "description": f.description} for f in fields
+    ]
+
+
+def fields_from_list(items: Iterable[Mapping[str, Any]]) -> list[Field]:
+    return [Field(f["name"], f["dtype"], f["nullable"], f["description"]) for f in items]
 
 
 def about(definition: Entity | FeatureService) -> dict[str, str]:
@@ -71,7 +93,10 @@ def about(definition: Entity | FeatureService) -> dict[str, str]:
 
 
 def definitions_from_list(items: Iterable[Mapping[str, Any]]) -> list[Definition]:
-    """The definitions that definitions_to_list wrote; what others name comes before them."""
+    """The definitions that definitions_to_list wrote; what others name comes before them.
+
+    Functions of on-demand features are made of the text in it: what is read here is trusted as code is.
+    """
     entities: dict[str, Entity] = {}
     views: dict[str, FeatureView] = {}
     out: list[Definition] = []
@@ -85,17 +110,37 @@ def definitions_from_list(items: Iterable[Mapping[str, Any]]) -> list[Definition
         elif item["type"] == "windows":
             features = [aggregation_from_dict(each) for each in item["features"]]
             out.append(WindowView(source=views[item["source"]], features=features, tags=item["tags"], **common))
+        elif item["type"] == "on_demand":
+            out.append(on_demand_from_dict(item, common))
         else:
             views[item["name"]] = view_from_dict(item, entities[item["entity"]], common)
             out.append(views[item["name"]])
     return out
 
 
+def on_demand_from_dict(item: Mapping[str, Any], common: Mapping[str, str]) -> OnDemandFeatureView:
+    """Raises SchemaError: its source is not the one that its hash is of."""
+    view = OnDemandFeatureView(
+        inputs=item["inputs"],
+        request=fields_from_list(item["request"]),
+        schema=fields_from_list(item["fields"]),
+        source=item["source"],
+        tags=item["tags"],
+        **common,
+    )
+    if view.hash != item["hash"]:
+        raise SchemaError(
+            f"on-demand feature view {view.name!r}: its source has hash {view.hash}, and {item['hash']} was defined;"
+            " the text was changed at rest: apply the definition again"
+        )
+    return view
+
+
 def view_from_dict(item: Mapping[str, Any], entity: Entity, common: Mapping[str, str]) -> FeatureView:
     keep = item["keep"]
     return FeatureView(
         entity=entity,
-        schema=[Field(f["name"], f["dtype"], f["nullable"], f["description"]) for f in item["fields"]],
+        schema=fields_from_list(item["fields"]),
         ttl=None if item["ttl_us"] is None else timedelta(microseconds=item["ttl_us"]),
         keep=timedelta(microseconds=keep["duration_us"]) if isinstance(keep, dict) else keep,
         delay=timedelta(microseconds=item["delay_us"]),

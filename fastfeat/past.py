@@ -1,6 +1,6 @@
 """Past: reads that need rows which memory no longer keeps.
 
-    history rows + tail rows of the entities asked --> tables of their own, nothing dropped --Plan--> the answer
+    history rows + tail rows of the entities asked --> tables of their own, nothing dropped --plan--> the answer
 
 Promise: what is answered is what a store that keeps every row would answer, by the same kernel.
 Errors:  HistoryCorrupt and StorageError of the place; DataError for keys.
@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 
 from ._core.arena import Arena
 from ._core.exports import export_keys
-from ._core.plan import Plan
 from ._core.request import plain_keys
 from ._core.table import Clock, Table
-from .applied import Definitions
+from .applied import Definitions, needed
+from .computed import AnyPlan, compile_plan
 from .durable import EVERY_SEQUENCE, Storage, whole_table
 from .rows import (
     SEQUENCE,
@@ -45,12 +45,13 @@ def past_plan(
     definitions: Definitions,
     entity_rows: Any,
     sequence_end: int | None = None,
-) -> Plan:
+) -> AnyPlan:
     """A plan of these features over all rows below `sequence_end`, or all, that the entities asked ever had.
 
     definitions: what the features mean (a view's ttl counts), and the tables in memory (their deletes count).
     """
-    views = {view.name: view for view in (definitions.stored(feature.view) for feature in features)}
+    stored, _ = needed(features, definitions.readable)
+    views = {view.name: view for view in (definitions.stored(feature.view) for feature in stored)}
     keys = {name: unique_keys(view, entity_rows) for name, view in views.items()}
     end = EVERY_SEQUENCE if sequence_end is None else sequence_end
     rows = {name: gather(storage, view, keys[name], end) for name, view in views.items()}
@@ -61,7 +62,7 @@ def past_plan(
         for batch in rows[name].combine_chunks().to_batches():
             tables[name].prepare(batch_of_rows(tables[name], view, batch)).commit()
         apply_deletes(tables[name], definitions.tables[name], view, keys[name])
-    return Plan(clock, definitions.plan_items(features, tables))
+    return compile_plan(clock, definitions, features, tables)
 
 
 def unique_keys(view: FeatureView, entity_rows: Any) -> dict[str, list[Any]]:

@@ -25,13 +25,13 @@ class Receipt:
     """Which answer: `store.replay(receipt)` gives it again, after restarts, compaction and late corrections.
 
     features: a service's name or "view:field" names. version: of the definitions that it was answered under.
-    entities: the request's keys, join key -> values. as_of: T, us. known_at: K, us; None: everything.
+    entities: the request's keys and request fields, name -> values. as_of: T, us. known_at: K, us; None: everything.
     position: rows with a smaller sequence were in the store; those that came later do not count.
     """
 
     features: str | tuple[str, ...]
     version: int
-    entities: dict[str, list[int | str]]
+    entities: dict[str, list[Any]]
     as_of: int
     known_at: int | None
     position: int
@@ -66,20 +66,32 @@ class Receipt:
         return cls(**{**said, "features": tuple(features) if isinstance(features, list) else features})
 
     def to_json(self) -> str:
-        """The receipt as text, on one line."""
-        return json.dumps(self.to_dict())
+        """The receipt as text, on one line; bytes of a request field as {"hex": ...}."""
+        return json.dumps(self.to_dict(), default=packed)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         """Raises DataError where the text is no receipt."""
         try:
-            said = json.loads(text)
+            said = json.loads(text, object_hook=unpacked)
         except (ValueError, RecursionError) as error:
             raise fault(str(error)) from None
         return cls.from_dict(said)
 
 
 NAMES = tuple(field.name for field in fields(Receipt))
+
+
+def packed(value: object) -> dict[str, str]:
+    """JSON knows no bytes."""
+    if isinstance(value, bytes):
+        return {"hex": value.hex()}
+    raise TypeError(f"a receipt holds no {type(value).__name__}")
+
+
+def unpacked(said: dict[str, Any]) -> Any:
+    text = said.get("hex")
+    return bytes.fromhex(text) if len(said) == 1 and isinstance(text, str) else said
 
 
 def fault(why: str) -> DataError:

@@ -23,7 +23,7 @@ from .aggregation import Aggregation, Condition
 from .dtypes import KEY_TYPES, DType
 from .durations import check_duration, duration_us
 from .errors import SchemaError, UnknownFeature
-from .naming import check_name
+from .naming import EVENT_TIMESTAMP, RESERVED, check_name
 
 ROW_SIZE_MAX = 1 << 20  # bytes of one row; what is larger belongs in an object store
 FIELDS_MAX = 4096
@@ -64,7 +64,10 @@ class Entity:
 
 @dataclass(frozen=True)
 class Field:
-    """One feature of a view. `nullable=False` refuses rows with a null in it."""
+    """One feature of a view. `nullable=False` refuses rows with a null in it.
+
+    Field("event_timestamp", "timestamp") is for the request of an on-demand feature view alone.
+    """
 
     name: str
     dtype: DType
@@ -72,11 +75,12 @@ class Field:
     description: str = ""
 
     def __init__(self, name: str, dtype: str | DType, nullable: bool = True, description: str = "") -> None:
-        check_name(name, "field")
         try:
             parsed = DType.parse(dtype)
         except ValueError as error:
             raise SchemaError(f"field {name!r}: {error}") from None
+        is_moment = name == EVENT_TIMESTAMP and parsed.name == "timestamp"
+        check_name(name, "field", reserved=RESERVED - {EVENT_TIMESTAMP} if is_moment else RESERVED)
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "dtype", parsed)
         object.__setattr__(self, "nullable", nullable)
@@ -101,7 +105,6 @@ class View:
     """What features are read from, by name: `view["field"]` and all fields in their order."""
 
     name: str
-    entity: Entity
     schema: Sequence[Field]
 
     def __getitem__(self, name: str) -> Feature:
@@ -154,6 +157,7 @@ class FeatureView(View):
             raise SchemaError(f"{where} has {len(fields)} fields, at most {FIELDS_MAX}; split it into views")
         seen: set[str] = set()
         for f in fields:
+            check_name(f.name, f"{where}: field")
             if f.name in seen:
                 raise SchemaError(f"{where} declares field {f.name!r} twice")
             if f.name in self.entity.join_keys:
@@ -267,7 +271,7 @@ class WindowView(View):
         return hash((self.name, self.source, self.features))
 
     @property
-    def entity(self) -> Entity:  # type: ignore[override]  # it is the source's
+    def entity(self) -> Entity:
         return self.source.entity
 
     @property

@@ -20,16 +20,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ._core.arena import Arena
-from ._core.plan import Plan
 from ._core.request import plain_keys
 from ._core.table import Clock, Table
 from .applied import NOTHING, Definitions, check_features, check_same_rows, listed, merged, service_of
 from .commits import Write
+from .computed import AnyPlan, compile_plan, plain_request
 from .definitions import (
     Definition,
     definition_dict,
     definitions_from_list,
     definitions_to_list,
+    on_demand_dict,
     window_dict,
 )
 from .durations import duration_us
@@ -97,7 +98,7 @@ class Store:
         self._arena: Arena | None = None
         self._clock = Clock(clock)
         self._definitions = NOTHING
-        self._plans: dict[object, Plan] = {}
+        self._plans: dict[object, AnyPlan] = {}
         self._lock = threading.Lock()  # of apply, close and the last created time; no reader takes it
         # Pushes and deletes become visible in the order of their created times: what was known by K stays so.
         self._order = threading.Lock()
@@ -298,13 +299,14 @@ class Store:
         return table
 
     def info(self) -> dict[str, Any]:
-        """Views (definition, rows, entities), windows, services (features), arena (capacity and used, in bytes)."""
+        """Views (definition, rows, entities), windows, on-demand views (source, hash), services, arena (bytes)."""
         arena, now = self._open_arena(), self._definitions
         views = {
             name: {**definition_dict(view), "rows": now.tables[name].rows, "entities": now.tables[name].entities}
             for name, view in now.views.items()
         }
         windows = {name: window_dict(window) for name, window in now.windows.items()}
+        on_demand = {name: on_demand_dict(view) for name, view in now.on_demand.items()}
         services = {name: [str(feature) for feature in service.features] for name, service in now.services.items()}
         sizes = {"capacity": arena.capacity, "used": arena.used}
         storage = None if self._storage is None else self._storage.info()
@@ -312,6 +314,7 @@ class Store:
         return {
             "views": views,
             "windows": windows,
+            "on_demand": on_demand,
             "services": services,
             "arena": sizes,
             "storage": storage,
@@ -497,7 +500,7 @@ class Store:
             return result_of(plan, self._columns(plan, entity_rows, event_us, known_us, size_max))
         moment = self._clock.now() if event_us is None else event_us
 
-        def read() -> tuple[Plan, Any, int, Definitions]:  # all of one version of the definitions
+        def read() -> tuple[AnyPlan, Any, int, Definitions]:  # all of one version of the definitions
             plan, now, version = self._plan(features), self._definitions, len(storage.versions)
             try:
                 return plan, plan.columns(entity_rows, moment, known_us, size_max), version, now
@@ -509,12 +512,12 @@ class Store:
             past = self._past(storage, plan.features, entity_rows, definitions, position)
             columns = past.columns(entity_rows, moment, known_us, size_max)
         asked = features if isinstance(features, str) else plan.features
-        keys = plain_keys(plan.key_names, plan.key_types, entity_rows)
-        return result_of(plan, columns, Receipt(asked, version, keys, moment, known_us, position))
+        entities = plain_keys(plan.key_names, plan.key_types, entity_rows) | plain_request(plan, entity_rows)
+        return result_of(plan, columns, Receipt(asked, version, entities, moment, known_us, position))
 
     def _columns(
         self,
-        plan: Plan,
+        plan: AnyPlan,
         entity_rows: EntityRows,
         event_us: int | None,
         known_us: int | None,
@@ -526,7 +529,7 @@ class Store:
         except BeforeHistory as error:
             return self.past(plan, entity_rows, error).columns(entity_rows, event_us, known_us, size_max)
 
-    def past(self, plan: Plan, entity_rows: EntityRows, error: BeforeHistory) -> Plan:
+    def past(self, plan: AnyPlan, entity_rows: EntityRows, error: BeforeHistory) -> AnyPlan:
         """A plan like this one that has every row these entities ever had: for whoever met BeforeHistory.
 
         It reads files, so not on an event loop. Raises that error where the store has no directory.
@@ -543,7 +546,7 @@ class Store:
         entity_rows: EntityRows,
         definitions: Definitions,
         position: int | None = None,
-    ) -> Plan:
+    ) -> AnyPlan:
         from .past import past_plan
 
         wanted = parse_features(list(features), "the request")
@@ -673,14 +676,14 @@ class Store:
             memory_bytes=memory_bytes,
         )
 
-    def plan(self, features: Features) -> Plan:
+    def plan(self, features: Features) -> AnyPlan:
         """The compiled plan of a list of features, for whoever answers many requests of it (the server).
 
         A plan keeps working after `apply`; it reads the views as they were when it was made, under their present ttl.
         """
         return self._plan(features)
 
-    def _plan(self, features: Features) -> Plan:
+    def _plan(self, features: Features) -> AnyPlan:
         """The plan, from the cache where the same list was asked before."""
         plans = self._plans  # this generation's: a plan made while `apply` runs must not outlive it in the new cache
         key = as_key(features)
@@ -692,7 +695,7 @@ class Store:
             plans[key] = plan
         return plan
 
-    def _compile(self, features: Features) -> Plan:
+    def _compile(self, features: Features) -> AnyPlan:
         self._open_arena()
         now = self._definitions
         wanted: Sequence[Feature]
@@ -703,7 +706,7 @@ class Store:
         else:
             wanted = parse_features(list(features), "the request")
         check_features(wanted, now.readable, "the request")
-        return Plan(self._clock, now.plan_items(wanted, now.tables))
+        return compile_plan(self._clock, now, wanted, now.tables)
 
     def _view(self, view: str | FeatureView) -> tuple[FeatureView, Table]:
         """The applied view of that name and its table; a FeatureView must be the applied one."""
@@ -712,6 +715,8 @@ class Store:
         name = view.name if isinstance(view, FeatureView) else view
         if name in now.windows:
             raise DataError(f"{name!r} is a window view: it has no rows of its own; write to {now.stored(name).name!r}")
+        if name in now.on_demand:
+            raise DataError(f"{name!r} is an on-demand feature view: its features are computed; it takes no rows")
         if name not in now.views:
             raise UnknownView(f"no feature view {name!r} is applied{listed(now.views)}; apply it first")
         if isinstance(view, FeatureView):
@@ -812,7 +817,7 @@ def checked_rows(view: FeatureView, rows: Any) -> Sequence[Any]:
     return rows
 
 
-def result_of(plan: Plan, answer: Any, receipt: Receipt | None = None) -> Result:
+def result_of(plan: AnyPlan, answer: Any, receipt: Receipt | None = None) -> Result:
     statuses, event_times, columns = answer
     return Result(plan.features, plan.dtypes, plan.views, plan.view_of, statuses, event_times, columns, receipt)
 

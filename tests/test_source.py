@@ -24,8 +24,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "durations": {"errors"},
     "aggregation": TYPES | {"durations", "naming", "times"},
     "schema": TYPES | {"aggregation", "durations", "naming"},
-    "definitions": TYPES | {"aggregation", "durations", "schema"},
-    "applied": TYPES | {"_core", "definitions", "schema"},
+    "ondemand": TYPES | {"naming", "schema"},
+    "definitions": TYPES | {"aggregation", "durations", "schema", "ondemand"},
+    "applied": TYPES | {"_core", "definitions", "schema", "ondemand"},
+    "request_fields": TYPES | {"_core", "schema", "times", "result", "casts"},
+    "computed": TYPES | {"_core", "naming", "schema", "times", "result", "applied", "ondemand", "request_fields"},
     "times": TYPES,
     "report": set(),
     "casts": TYPES | {"times"},
@@ -58,11 +61,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "durable": TYPES
     | {"schema", "_core", "arrow", "files", "places", "ownership", "log", "snapshot", "history", "commits", "rows"}
     | {"definitions"},
-    "past": TYPES | {"schema", "_core", "arrow", "history", "durable", "rows", "applied"},
+    "past": TYPES | {"schema", "_core", "arrow", "history", "durable", "rows", "applied"} | {"computed"},
     "rows": TYPES | {"schema", "result", "_core"},
     "store": TYPES
     | {"schema", "_core", "times", "arrow", "result", "report", "files", "commits", "durable", "past", "receipts"}
-    | {"history", "snapshot", "loads", "shared", "applied", "definitions", "durations", "training"},
+    | {"history", "snapshot", "loads", "shared", "applied", "definitions", "durations", "training", "computed"},
     "shared": {"errors", "_core"},
     "attached": TYPES | {"schema", "_core", "result", "shared", "store", "applied", "definitions"},
     "inspection": TYPES | {"schema", "files", "places", "log", "snapshot", "history", "durable"},

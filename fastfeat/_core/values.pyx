@@ -20,6 +20,10 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from operator import index as as_index
 
+cimport numpy as cnp
+
+import numpy as np
+
 from ..errors import DataError
 from .columns cimport (
     BOOL, BYTES, FLOAT32, FLOAT64, INT64, LIST, STRING, TIMESTAMP, UINT64, VECTOR, Cell, FieldView, RowBatch, RowLayout,
@@ -30,6 +34,8 @@ from .columns import HEAP_SIZE_MAX, KEY_SIZE_MAX
 EVENT_TIMESTAMP = "event_timestamp"
 TIME_MIN_US = -62_135_596_800_000_000    # 0001-01-01T00:00:00Z
 TIME_MAX_US = 253_402_300_799_999_999    # 9999-12-31T23:59:59.999999Z
+
+cnp.import_array()
 
 cdef object EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 cdef int64_t time_min = TIME_MIN_US
@@ -185,6 +191,61 @@ cdef int vector_encode(FieldView* field, value, uint8_t* cell) except -1:
             raise DataError(f"element {i} is None; vectors hold no nulls")
         scalar_encode(field.element_kind, item, cell + i * field.element_width)
     return 0
+
+
+# --- columns ---------------------------------------------------------------------------------------------------------
+
+def encode_column(dtype, list values not None, str what not None):
+    """Values of one type, None for a null, as a column of the answer to a read: (valid, data, offsets), see plan.pyx.
+
+    Raises DataError that begins with `what` and names the entity, by its place.
+    """
+    cdef int64_t count = len(values)
+    cdef int64_t i
+    cdef FieldView field
+    valid = np.fromiter((value is not None for value in values), np.uint8, count)
+    if dtype.is_variable:
+        return valid, *encode_texts(dtype, values, what)
+    field.size = dtype.size
+    field.element_kind = dtype.element_kind
+    field.width = dtype.width
+    field.element_width = field.width // max(field.size, 1)
+    data = np.zeros((count, dtype.size) if dtype.element else count, "u1" if dtype.name == "bool" else dtype.numpy)
+    cdef uint8_t* at = <uint8_t*>cnp.PyArray_DATA(data)
+    for i, value in enumerate(values):
+        if value is None:
+            continue
+        try:
+            if dtype.element:
+                vector_encode(&field, value, at + i * field.width)
+            else:
+                scalar_encode(field.element_kind, value, at + i * field.width)
+        except DataError as error:
+            raise DataError(f"{what}: entity {i}: {error}") from None
+    return valid, data, None
+
+
+cdef tuple encode_texts(dtype, list values, str what):
+    """Bytes and offsets of strings, bytes and lists."""
+    cdef uint8_t kind = dtype.kind
+    cdef uint8_t element_kind = dtype.element_kind
+    cdef uint8_t element_width = 8 if kind != LIST else dtype.__class__(dtype.element).width
+    parts = []
+    for i, value in enumerate(values):
+        if value is None:
+            parts.append(b"")
+            continue
+        try:
+            parts.append(
+                list_bytes(element_kind, element_width, value) if kind == LIST else text_bytes(kind, value)
+            )
+        except DataError as error:
+            raise DataError(f"{what}: entity {i}: {error}") from None
+    offsets = np.zeros(len(parts) + 1, np.uint64)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    if offsets[len(parts)] > UINT32_MAX:
+        raise DataError(f"{what} takes {offsets[len(parts)]} B, at most 4 GiB; ask for fewer entities at once")
+    return np.frombuffer(b"".join(parts), np.uint8), offsets.astype(np.uint32)
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from fastfeat.definitions import Definition
 from fastfeat.errors import SchemaError
-from fastfeat.schema import Entity, FeatureService, FeatureView, WindowView
+from fastfeat.schema import FeatureView
 
 
 def load_definitions(target: str) -> list[Definition]:
@@ -19,9 +19,7 @@ def load_definitions(target: str) -> list[Definition]:
     Raises SchemaError where there are none, FileNotFoundError, or whatever the file itself raises.
     """
     module = run_file(Path(target)) if target.endswith(".py") else importlib.import_module(target)
-    found = [
-        value for value in vars(module).values() if isinstance(value, (Entity, FeatureView, WindowView, FeatureService))
-    ]
+    found = [value for value in vars(module).values() if isinstance(value, Definition)]
     if not any(isinstance(value, FeatureView) for value in found):
         raise SchemaError(f"{target} defines no FeatureView at its top level; assign one to a name there")
     return found

@@ -1,0 +1,188 @@
+"""Request fields: the values that come with the entities of a read, checked and as columns.
+
+    entity_rows    [{"user_id": 7, "amount": 12.5}, ...] or {"user_id": [...], "amount": [...]}
+        --column_of--> (valid, data, offsets) per field, as in result.py
+        --plain_values--> Python values, for a receipt and for the wire
+
+Promise: the rules of a push hold for Python values and those of a load for Arrow: what would change a value is refused.
+         An array of NumPy is taken by its dtype: integers where integers are declared and they fit, floats and integers
+         where floats are; datetime64 and integer microseconds where a timestamp is. A masked array's masked are null.
+Errors:  DataError that names the field, the entity and the remedy. Also for what functions return (computed.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._core.values import encode_column
+from .dtypes import DType
+from .errors import DataError
+from .result import python_values
+from .times import TIME_MAX_US, TIME_MIN_US
+
+if TYPE_CHECKING:
+    from .result import Column
+    from .schema import Field
+
+FLOATS: Final = frozenset({"float32", "float64"})
+# What an array of integers may hold that becomes a column of the type; float32 rounds, as everywhere.
+INTEGERS: Final = {
+    "float64": (-(2**53), 2**53),
+    "timestamp": (TIME_MIN_US, TIME_MAX_US),
+    **{f"int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
+}
+PLAIN_TIME: Final = "int64"  # a timestamp as plain values have it: microseconds since 1970 UTC
+
+
+def read_request(fields: Sequence[Field], entity_rows: Any) -> dict[str, Column]:
+    """The fields of every entity. Raises DataError: missing, of another type, null where that is not allowed."""
+    out: dict[str, Column] = {}
+    for field in fields:
+        what = f"request field {field.name!r}"
+        out[field.name] = column = column_of(field.dtype, values_of(field.name, fields, entity_rows), what)
+        first = next(iter(out))
+        if len(column[0]) != len(out[first][0]):
+            raise DataError(
+                f"{what} has {len(column[0])} values, {first!r} has {len(out[first][0])}; give columns of equal length"
+            )
+        if not field.nullable and not column[0].all():
+            raise DataError(f"{what}: entity {int(np.argmin(column[0]))} is null; it is declared with nullable=False")
+    return out
+
+
+def values_of(name: str, fields: Sequence[Field], entity_rows: Any) -> Any:
+    """What the caller gave for one field."""
+    if isinstance(entity_rows, Mapping):
+        if name not in entity_rows:
+            raise missing(name, fields, "")
+        return entity_rows[name]
+    if isinstance(entity_rows, (str, bytes)) or not hasattr(entity_rows, "__len__"):
+        raise DataError(
+            f"entity_rows is {type(entity_rows).__name__}; give a list of dicts or a dict of columns of keys and"
+            f" {listed(fields)}"
+        )
+    values = []
+    for i, row in enumerate(entity_rows):
+        if not isinstance(row, Mapping):
+            raise DataError(f"entity {i} is {type(row).__name__}, not a dict of keys and {listed(fields)}")
+        if name not in row:
+            raise missing(name, fields, f"entity {i}: ")
+        values.append(row[name])
+    return values
+
+
+def missing(name: str, fields: Sequence[Field], which: str) -> DataError:
+    return DataError(
+        f"{which}request field {name!r} missing; a function computes from it: give {listed(fields)} beside the keys"
+        " (None for a null)"
+    )
+
+
+def listed(fields: Sequence[Field]) -> str:
+    return ", ".join(f"{each.name} ({each.dtype})" for each in fields)
+
+
+def plain_values(dtype: DType, column: Column) -> list[Any]:
+    """A column as Python values that JSON and msgpack can hold: None for a null, times in microseconds."""
+    if dtype.name == "timestamp":
+        dtype = DType(PLAIN_TIME)
+    elif dtype.element == "timestamp":
+        dtype = DType(dtype.name, PLAIN_TIME, dtype.size)
+    return list(python_values(dtype, column, len(column[0])))
+
+
+# --- columns
+
+
+def column_of(dtype: DType, values: Any, what: str) -> Column:
+    """Values of any form as a column of the type. Raises DataError that begins with `what`."""
+    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
+        raise DataError(f"{what}: {type(values).__name__} is not a column; give a list or an array of {dtype}")
+    if isinstance(values, np.ndarray):
+        return array_column(dtype, values, what)
+    if hasattr(values, "__arrow_c_array__") or hasattr(values, "__arrow_c_stream__"):
+        return arrow_column(dtype, values, what)
+    return encode_column(dtype, list(values), what)
+
+
+def array_column(dtype: DType, values: NDArray[Any], what: str) -> Column:
+    """A NumPy array, copied: it may be the caller's, and an answer stays as it is."""
+    dimensions = 2 if dtype.name == "vector" else 1
+    if dtype.is_variable or values.dtype.kind == "O":
+        if values.ndim < 1 or (values.ndim > 1 and dtype.element is None):
+            raise DataError(f"{what}: an array of {values.ndim} dimensions is not a column of {dtype}")
+        return encode_column(dtype, unmasked(values), what)
+    if values.ndim != dimensions or (dtype.name == "vector" and values.shape[1] != dtype.size):
+        raise DataError(f"{what}: an array of shape {values.shape} is not a column of {dtype}, one value per entity")
+    valid = np.ones(len(values), np.uint8)
+    if isinstance(values, np.ma.MaskedArray):
+        mask = np.ma.getmaskarray(values)
+        valid[mask.reshape(len(values), -1).any(axis=1) if dimensions == 2 else mask] = 0
+        values = np.ma.getdata(values)
+    if values.dtype.kind == "M":
+        valid[np.isnat(values)] = 0
+    if not valid.all():
+        values = np.where(valid.reshape((-1,) + (1,) * (dimensions - 1)) != 0, values, np.zeros(1, values.dtype))
+    return valid, number_array(dtype, values, what), None
+
+
+def unmasked(values: NDArray[Any]) -> list[Any]:
+    """The elements as Python values, None where masked."""
+    rows = [None if row is np.ma.masked else row for row in values]
+    return [row.tolist() if isinstance(row, (np.ndarray, np.generic)) else row for row in rows]
+
+
+def number_array(dtype: DType, values: NDArray[Any], what: str) -> NDArray[Any]:
+    """The array in the stored form of the type. Raises DataError where that would change a value."""
+    name, kind = dtype.element or dtype.name, values.dtype.kind
+    if name == "bool" and kind == "b":
+        return np.array(values, order="C").view(np.uint8)
+    if name == "timestamp" and kind == "M":
+        values, kind = values.astype("datetime64[us]").view(np.int64), "i"
+    if kind not in ("iuf" if name in FLOATS else "iu") or name == "bool":
+        raise DataError(
+            f"{what}: an array of {values.dtype} is declared {dtype}; convert it, as with .astype(...), or declare"
+            " another type"
+        )
+    if kind in "iu" and name != "float32" and values.size:
+        low, high = INTEGERS[name]
+        if not low <= int(values.min()) <= int(values.max()) <= high:
+            at = next(i for i, value in enumerate(values.ravel().tolist()) if not low <= value <= high)
+            raise refusal(what, values, at, f"is outside {low} to {high}, which {name} holds exactly")
+    with np.errstate(over="ignore"):
+        out = np.array(values, "int64" if name == "timestamp" else name, order="C")
+    if name == "float32" and (too_large := np.isinf(out) & np.isfinite(values)).any():
+        raise refusal(what, values, int(np.argmax(too_large.ravel())), "is too large for float32")
+    return out
+
+
+def refusal(what: str, values: NDArray[Any], at: int, why: str) -> DataError:
+    return DataError(f"{what}: entity {at * len(values) // values.size}: {values.ravel()[at]} {why}")
+
+
+def arrow_column(dtype: DType, values: Any, what: str) -> Column:
+    """Anything with Arrow inside."""
+    import pyarrow as pa
+
+    from .casts import Faults, cast_for
+
+    chunked = (
+        pa.chunked_array(values) if hasattr(values, "__arrow_c_stream__") else pa.chunked_array([pa.array(values)])
+    )
+    array = chunked.combine_chunks()
+    faults = Faults(len(array))
+    cells = cast_for(array.type, dtype, what)(array, faults)
+    if faults.reasons:
+        raise DataError(f"entity {int(np.argmax(faults.bad))}: {next(iter(faults.reasons))}")
+    if not dtype.is_scalar_number:
+        return encode_column(dtype, cells.to_pylist(), what)
+    valid = cells.is_valid().to_numpy(zero_copy_only=False).view(np.uint8)
+    if dtype.name == "bool":
+        return valid, cells.fill_null(False).to_numpy(zero_copy_only=False).view(np.uint8), None
+    stored = cells.view("int64") if dtype.name == "timestamp" else cells
+    return valid, stored.fill_null(0).to_numpy(zero_copy_only=False), None
