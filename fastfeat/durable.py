@@ -163,7 +163,10 @@ def whole_table(arena: Arena, clock: Clock, view: FeatureView, ttl_us: int | Non
     """A table that keeps every row."""
     keys = view.entity.join_keys
     fields = [(each.name, each.dtype, each.nullable) for each in view.schema]
-    return Table(arena, clock, view.name, list(keys), list(keys.values()), fields, ttl_us, None, None)
+    is_event = view.kind == "event"
+    return Table(
+        arena, clock, view.name, list(keys), list(keys.values()), fields, ttl_us, None, None, is_event=is_event
+    )
 
 
 class Storage:

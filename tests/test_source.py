@@ -95,12 +95,15 @@ PROTOCOL_MAY_IMPORT_OF_CORE = {"codec", "session", "exchange"}
 
 # Inside _core, a row may cimport or import the rows above it, and its own row where that makes no cycle.
 CORE_ORDER = (
-    {"checks", "atomics", "status", "layout"},
+    {"checks", "atomics", "status", "layout", "exact"},
     {"readers"},
     {"arena", "columns", "codec"},
     {"index", "values", "records"},
     {"timeline", "request"},
-    {"builder", "cells", "windows"},
+    {"tiles"},
+    {"aggregates"},
+    {"windows"},
+    {"builder", "cells"},
     {"entity"},
     {"writer"},
     {"table"},

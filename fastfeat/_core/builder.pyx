@@ -19,6 +19,7 @@ from .atomics cimport atomic_store_u64, ff_seeded_bug
 from .columns cimport batch_encode, batch_heap_size, batch_heap_write
 from .layout cimport BlockHeader
 from .status cimport ARENA_FULL, NO_MEMORY, OK, Status
+from .tiles cimport tiles_build
 from .timeline cimport (
     block_createds, block_events, block_key, block_of, block_row, block_sequences, block_size,
 )
@@ -136,6 +137,7 @@ cdef Status block_build(
         status = block_place(entity, block, i, &refs[i])
         if status != OK:
             return status
+    tiles_build(entity.view, block)
     return OK
 
 

@@ -1,5 +1,6 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from .aggregates cimport WindowPlan, WindowScratch
 from .codec cimport Writer
 from .columns cimport KeyView
 from .timeline cimport TableView
@@ -24,7 +25,8 @@ cdef struct PlanRun:          # float64 cells that lie side by side in the row a
 
 
 cdef struct PlanViewPart:     # one view of the plan
-    const TableView* table
+    const TableView* table    # where its rows' variable cells lie; of a window view: nowhere, see cell_bytes
+    const WindowPlan* windows     # NULL: point reads
     uint32_t key              # which of the plan's keys
     uint32_t null_words
     uint32_t features_first   # into PlanView.by_view
@@ -36,6 +38,7 @@ cdef struct PlanViewPart:     # one view of the plan
 
 
 cdef struct PlanView:
+    const TableView* stored   # some table with rows: all of a plan's lie in its arena
     uint32_t views_count
     uint32_t features_count
     uint32_t keys_count
@@ -57,16 +60,15 @@ cdef struct Scratch:          # of one request: per view (or key) x entity
     const int64_t* event_us   # T and K of entity i at i * step: one for all, or one each
     const int64_t* known_us
     int64_t step
+    WindowScratch* windows    # per view
 
 
 cdef void read_group(
     const PlanView* plan, const Scratch* s, int64_t count, int64_t low, int64_t high,
 ) noexcept nogil
-cdef void read_float64(
-    const PlanView* plan, const Scratch* s, int64_t count, double* out,
-) noexcept nogil
-cdef void read_float32(
-    const PlanView* plan, const Scratch* s, int64_t count, float* out, double* line,
+# What read_group found as a row-major matrix: float32 where `line`, room for a row of float64, is given, else float64.
+cdef void copy_rows(
+    const PlanView* plan, const Scratch* s, int64_t count, void* matrix, double* line,
 ) noexcept nogil
 cdef void column_valid(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* valid) noexcept nogil
 cdef void column_fixed(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* data) noexcept nogil

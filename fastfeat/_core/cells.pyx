@@ -19,20 +19,17 @@ from libc.math cimport NAN
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from .arena cimport arena_end
-from .atomics cimport ff_unlikely, load_once_u32, load_once_u64, prefetch
+from .atomics cimport ff_unlikely, load_once_u32, prefetch
 from .codec cimport (
     CODEC_OK, Writer, writer_array, writer_bin, writer_bool, writer_float32, writer_float64, writer_int, writer_nil,
     writer_str, writer_uint,
 )
 from .columns cimport (
-    BOOL, BYTES, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, STRING, TIMESTAMP, UINT8, UINT16, UINT64, VECTOR, Cell,
+    BOOL, BYTES, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, STRING, TIMESTAMP, UINT8, UINT16, UINT64, VECTOR,
     cell_double, row_is_null,
 )
-from .columns import HEAP_SIZE_MAX
-from .timeline cimport timelines_as_of
-
-cdef uint64_t heap_size_max = HEAP_SIZE_MAX
+from .timeline cimport cell_bytes, timelines_as_of
+from .windows cimport windows_read
 
 cdef enum:
     AHEAD = 8                 # rows on their way from memory while one is copied; more only queue for line buffers
@@ -49,6 +46,12 @@ cdef void read_group(
     cdef const PlanViewPart* part
     for v in range(plan.views_count):
         part = &plan.views[v]
+        if part.windows != NULL:
+            windows_read(
+                part.windows, &s.windows[v], &s.keys[part.key], s.hashes + part.key * count, low, high,
+                s.event_us, s.known_us, s.step, s.rows + v * count, s.statuses + v * count, s.event_times + v * count,
+            )
+            continue
         timelines_as_of(
             part.table, &s.keys[part.key], s.hashes + part.key * count, low, high,
             s.event_us, s.known_us, s.step, s.rows + v * count, s.statuses + v * count, s.event_times + v * count,
@@ -123,13 +126,12 @@ cdef inline void prefetch_rows(const PlanView* plan, const Scratch* s, int64_t c
                 prefetch(row + at)
 
 
-cdef void read_float64(
+cdef void copy_float64(
     const PlanView* plan, const Scratch* s, int64_t count, double* out,
 ) noexcept nogil:
-    """The whole request into a row-major float64 matrix."""
+    """Rows into a row-major float64 matrix."""
     cdef int64_t i
     cdef uint32_t v
-    read_group(plan, s, count, 0, count)
     for i in range(AHEAD):
         prefetch_rows(plan, s, count, i)
     for i in range(count):
@@ -139,13 +141,12 @@ cdef void read_float64(
         out += plan.matrix_columns
 
 
-cdef void read_float32(
+cdef void copy_float32(
     const PlanView* plan, const Scratch* s, int64_t count, float* out, double* line,
 ) noexcept nogil:
-    """The whole request into a row-major float32 matrix; `line` has room for one row as float64."""
+    """Rows into a row-major float32 matrix; `line` has room for one row as float64."""
     cdef int64_t i
     cdef uint32_t v
-    read_group(plan, s, count, 0, count)
     for i in range(count):
         prefetch_rows(plan, s, count, i + AHEAD)
         for v in range(plan.views_count):
@@ -153,6 +154,15 @@ cdef void read_float32(
         for v in range(plan.matrix_columns):
             put_float32(out + v, <float>line[v])
         out += plan.matrix_columns
+
+
+cdef void copy_rows(
+    const PlanView* plan, const Scratch* s, int64_t count, void* matrix, double* line,
+) noexcept nogil:
+    if line != NULL:
+        copy_float32(plan, s, count, <float*>matrix, line)
+    else:
+        copy_float64(plan, s, count, <double*>matrix)
 
 
 cdef inline bint has_value(const PlanFeature* feature, const uint8_t* row) noexcept nogil:
@@ -175,34 +185,12 @@ cdef void column_fixed(const PlanFeature* feature, const uint8_t** rows, int64_t
         data += feature.width
 
 
-cdef inline const uint8_t* cell_bytes(
-    const PlanFeature* feature, const TableView* table, const uint8_t* row, uint32_t* size,
-) noexcept nogil:
-    """A variable cell's bytes and their number, which it reads once; NULL and 0 where there are none."""
-    cdef uint64_t word = load_once_u64(row + feature.offset)
-    cdef Cell cell
-    cdef uint64_t arena_size
-    cdef uint64_t heap_at
-    cdef uint64_t end
-    size[0] = 0
-    memcpy(&cell, &word, sizeof(Cell))
-    if cell.size == 0:
-        return NULL
-    heap_at = load_once_u64(row + table.heap_offset)
-    end = <uint64_t>cell.offset + cell.size
-    arena_size = arena_end(&table.arena)
-    if ff_unlikely(end > heap_size_max or heap_at > arena_size or end + 8 > arena_size - heap_at):
-        return NULL
-    size[0] = cell.size
-    return table.arena.base + heap_at + 8 + cell.offset
-
-
 cdef inline const uint8_t* value_bytes(
     const PlanFeature* feature, const TableView* table, const uint8_t* row, uint32_t* size,
 ) noexcept nogil:
     """cell_bytes where there is a value; NULL and 0 otherwise."""
     if has_value(feature, row):
-        return cell_bytes(feature, table, row, size)
+        return cell_bytes(table, row, feature.offset, size)
     size[0] = 0
     return NULL
 
@@ -343,7 +331,7 @@ cdef int value_write(
             if code == CODEC_OK:
                 code = scalar_write(feature.element_kind, row + feature.offset + i * feature.element_width, out)
         return code
-    data = cell_bytes(feature, table, row, &size)
+    data = cell_bytes(table, row, feature.offset, &size)
     if feature.kind == STRING:
         return writer_str(out, data, size)
     if feature.kind == BYTES:

@@ -24,6 +24,7 @@ from .builder cimport (
 )
 from .layout cimport NEVER, BlockHeader, DirectoryEntry, TimelineHead
 from .status cimport NO_MEMORY, OK, Status
+from .tiles cimport tiles_extend
 from .timeline cimport (
     TableView, block_createds, block_events, block_of, block_row, block_sequences, directory_of, head_of,
 )
@@ -364,6 +365,7 @@ cdef Status entity_prepare(Entity* entity, RowRef* fresh, uint32_t count) noexce
             status = block_place(entity, entity.tail, entity.tail.count + i, &fresh[i])
             if status != OK:
                 return status
+        tiles_extend(entity.view, entity.tail, entity.tail.count, entity.tail.count + count)
         entity.pending.tail = entity.tail
         entity.pending.count = entity.tail.count + count
         return OK

@@ -2,12 +2,14 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from .cells cimport PlanView, Scratch
 from .codec cimport Reader, Writer
+from .columns cimport RowLayout
 from .request cimport Request
 from .table cimport Clock
 
 
 cdef class Answer:
     cdef Request request
+    cdef uint32_t views_count
     cdef Scratch scratch
     cdef int64_t event_us
     cdef int64_t known_us
@@ -17,7 +19,9 @@ cdef class Plan:
     cdef PlanView view
     cdef Clock clock
     cdef list spares
-    cdef tuple tables
+    cdef tuple tables             # per view: where its rows lie
+    cdef tuple windows            # per view: Windows, or None
+    cdef bint has_windows
     cdef int32_t* key_columns     # 8 per key
     cdef uint32_t* key_sizes
     cdef readonly tuple key_names
@@ -32,8 +36,11 @@ cdef class Plan:
     # left.
     cdef int answer(self, Reader* params, uint32_t remaining, Writer* out, uint64_t size_max) except -1
 
+    cdef RowLayout layout_of(self, uint32_t v)
+    cdef int place_windows(self, list items) except -1
+    cdef int finish_windows(self, Answer answer) except -1
     cdef int place_keys(self, list signatures) except -1
-    cdef int place_features(self, list items) except -1
+    cdef int place_features(self, list names) except -1
     cdef int place_runs(self) except -1
     cdef Answer take(self)
     cdef Answer begin(self, object as_of, object known_at)
@@ -42,6 +49,7 @@ cdef class Plan:
     cdef bint unpin(self, int pin) noexcept
     cdef bint fill_pinned(self, Answer answer, void* matrix, double* line, int pin) noexcept nogil
     cdef int fill(self, Answer answer, void* matrix, bint single) except -1
+    cdef int fill_windows(self, Answer answer, void* matrix, double* line, int pin) except -1
     cdef int resolve(self, Answer answer) except -1
     cdef int check_history(self, Answer answer) except -1
     cdef int check_matrix(self) except -1

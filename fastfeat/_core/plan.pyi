@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dtypes import DType
-from .table import Clock, Table
+from .table import Clock
 
 Columns = list[tuple[npt.NDArray[np.uint8], npt.NDArray[Any], npt.NDArray[np.uint32] | None]]
 
@@ -19,7 +19,7 @@ class Plan:
     dtypes: tuple[DType, ...]
     view_of: tuple[int, ...]
     matrix_columns: int
-    def __init__(self, clock: Clock, features: Sequence[tuple[Table, str]]) -> None: ...
+    def __init__(self, clock: Clock, features: Sequence[tuple[Any, ...]]) -> None: ...
     def vector(
         self,
         entity_row: Mapping[str, object],

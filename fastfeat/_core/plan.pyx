@@ -19,20 +19,22 @@ cimport numpy as cnp
 import numpy as np
 
 from ..errors import BeforeHistory, DataError, StorageError, UnknownFeature
+from .aggregates cimport Deferred, WindowFunction, WindowScratch, image_put_double
 from .arena cimport arena_pin, arena_try_pin, arena_unpin
 from .cells cimport (
     PlanFeature, PlanRun, PlanView, PlanViewPart, Scratch, column_bytes, column_fixed, column_offsets, column_size,
-    column_valid,    read_float32, read_float64, read_group, value_write,
+    column_valid, copy_rows, read_group, value_write,
 )
 from .codec cimport (
     CODEC_OK, Reader, Writer, codec_raise, reader_int64, reader_take_nil, writer_array, writer_bin_begin, writer_uint,
 )
-from .columns cimport FLOAT64, STRING, VECTOR, FieldView, KeyView
+from .columns cimport FLOAT64, STRING, VECTOR, FieldView, KeyView, RowLayout
 from .layout cimport EVER
 from .request cimport Request
 from .status cimport BEFORE_HISTORY, TORN
 from .table cimport Clock, Table
 from .timeline cimport TableView, keys_hash
+from .windows cimport Windows, scratch_begin, scratch_free
 from .values import TIME_MAX_US, TIME_MIN_US
 
 cnp.import_array()
@@ -41,6 +43,7 @@ cdef enum:
     RELEASE_MIN = 64          # entities from which releasing the GIL pays
     JOIN_KEYS_MAX = 8
     SPARES_MAX = 16
+    SKETCH_K = 200            # centroids of a t-digest: about 0.1 % of rank in the middle, far less at the ends
 
 cdef enum Format:
     ROWS = 0
@@ -78,15 +81,29 @@ cdef int64_t moment(object us, str name) except? -1:
     return us
 
 
+cdef double sketched_quantile(object values, double q) except? -1:
+    """A quantile of many values by a t-digest: of the same values in the same order always the same."""
+    from datasketches import tdigest_double
+
+    sketch = tdigest_double(SKETCH_K)
+    sketch.update(values)
+    return sketch.get_quantile(q)
+
+
 cdef class Answer:
     """The scratch memory of one request; reused by the next."""
 
     def __dealloc__(self):
+        cdef uint32_t v
         free(self.scratch.keys)
         free(self.scratch.hashes)
         free(self.scratch.rows)
         free(self.scratch.statuses)
         free(self.scratch.event_times)
+        if self.scratch.windows != NULL:
+            for v in range(self.views_count):
+                scratch_free(&self.scratch.windows[v])
+        free(self.scratch.windows)
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------
@@ -94,7 +111,8 @@ cdef class Answer:
 cdef class Plan:
     """Features of one or more tables, read together.
 
-    features: (table, field name) in the order of the answer's columns. All tables lie in one arena.
+    features: (table, field name), or (table, window view, aggregation, dtype) for a window over the table's rows, in
+    the order of the answer's columns. All tables lie in one arena.
     key_names, key_types: the union of the views' join keys, in order of first use. view_of: per feature, an index into
     views. matrix_columns: columns of a float matrix, 0 where some feature has no float form.
     Raises UnknownFeature, DataError (views that give one join key two types).
@@ -107,19 +125,22 @@ cdef class Plan:
         items = list(features)
         if not items:
             raise DataError("a plan needs at least one feature")
-        tables = list({id(table): table for table, _ in items}.values())
-        self.tables = tuple(tables)
-        self.views = tuple(table.name for table in tables)
-        self.features = tuple(f"{table.name}:{name}" for table, name in items)
-        self.view_of = tuple(tables.index(table) for table, _ in items)
-        for table, name in items:
-            if name not in table.layout.names:
-                known = ", ".join(table.layout.names)
-                raise UnknownFeature(f"view {table.name!r} has no field {name!r}; it has {known}")
-        self.dtypes = tuple(table.layout.dtypes[table.layout.names.index(name)] for table, name in items)
+        named = [(item[0], item[0].name, item[1]) if len(item) == 2 else (item[0], item[1], item[2].name)
+                 for item in items]
+        sources = {view: table for table, view, _ in named}
+        self.views = tuple(sources)
+        self.tables = tuple(sources.values())
+        self.features = tuple(f"{view}:{name}" for _, view, name in named)
+        self.view_of = tuple(self.views.index(view) for _, view, _ in named)
+        self.place_windows(items)
+        names = [(self.layout_of(v), name) for v, (_, _, name) in zip(self.view_of, named)]
+        for (table, view, name), (layout, _) in zip(named, names):
+            if name not in layout.names:
+                raise UnknownFeature(f"view {view!r} has no field {name!r}; it has {', '.join(layout.names)}")
+        self.dtypes = tuple(layout.dtypes[layout.names.index(name)] for layout, name in names)
         types = {}
         signatures = []
-        for table in tables:
+        for table in self.tables:
             for name, type_name in zip(table.layout.key_names, table.layout.key_types):
                 if types.setdefault(name, type_name) != type_name:
                     raise DataError(
@@ -131,8 +152,26 @@ cdef class Plan:
         self.key_names = tuple(types)
         self.key_types = tuple(types.values())
         self.place_keys(signatures)
-        self.place_features(items)
+        self.place_features([name for _, _, name in named])
         self.place_runs()
+
+    cdef RowLayout layout_of(self, uint32_t v):
+        """The layout of the rows that answer for view v."""
+        cdef Windows windows = self.windows[v]
+        return (<Table>self.tables[v]).layout if windows is None else windows.layout
+
+    cdef int place_windows(self, list items) except -1:
+        """Compile the window views."""
+        cdef Table table
+        windows = []
+        for view, table in zip(self.views, self.tables):
+            features = [item[2:] for item in items if len(item) == 4 and item[1] == view]
+            windows.append(Windows(view, table, table.layout, features) if features else None)
+            if features:
+                (<Windows>windows[len(windows) - 1]).plan.source = &table.view
+        self.windows = tuple(windows)
+        self.has_windows = any(each is not None for each in windows)
+        return 0
 
     def __dealloc__(self):
         free(self.view.views)
@@ -145,6 +184,7 @@ cdef class Plan:
 
     cdef int place_keys(self, list signatures) except -1:
         cdef Table table
+        cdef Windows windows
         self.view.keys_count = len(signatures)
         self.view.views_count = len(self.tables)
         self.view.views = <PlanViewPart*>zeroed(len(self.tables), sizeof(PlanViewPart))
@@ -154,28 +194,35 @@ cdef class Plan:
             self.key_sizes[i] = len(names)
             for j, name in enumerate(names):
                 self.key_columns[i * JOIN_KEYS_MAX + j] = self.key_names.index(name)
+        table = self.tables[0]
+        self.view.stored = &table.view
         for i, table in enumerate(self.tables):
             self.view.views[i].table = &table.view
+            if self.windows[i] is not None:
+                windows = self.windows[i]
+                self.view.views[i].table = &windows.answer
+                self.view.views[i].windows = &windows.plan
             self.view.views[i].key = signatures.index(table.layout.key_names)
-            self.view.views[i].null_words = (table.layout.fields_count + 63) // 64
+            self.view.views[i].null_words = (self.layout_of(i).fields_count + 63) // 64
         return 0
 
-    cdef int place_features(self, list items) except -1:
-        cdef Table table
+    cdef int place_features(self, list names) except -1:
+        cdef RowLayout layout
         cdef FieldView* field
         cdef PlanFeature* feature
         cdef uint32_t out_column = 0
         cdef uint32_t at = 0
         cdef uint32_t v
         cdef uint32_t i
-        self.view.features_count = len(items)
-        self.view.features = <PlanFeature*>zeroed(len(items), sizeof(PlanFeature))
-        self.view.by_view = <uint32_t*>zeroed(len(items), 4)
-        for i, (table, name) in enumerate(items):
+        self.view.features_count = len(names)
+        self.view.features = <PlanFeature*>zeroed(len(names), sizeof(PlanFeature))
+        self.view.by_view = <uint32_t*>zeroed(len(names), 4)
+        for i, name in enumerate(names):
             feature = &self.view.features[i]
             feature.view = self.view_of[i]
-            feature.field = table.layout.names.index(name)
-            field = &table.layout.fields[feature.field]
+            layout = self.layout_of(feature.view)
+            feature.field = layout.names.index(name)
+            field = &layout.fields[feature.field]
             feature.offset = field.offset
             feature.width = field.width
             feature.size = field.size if field.kind == VECTOR else 1
@@ -240,6 +287,9 @@ cdef class Plan:
             answer = Answer()
             answer.request = Request(self.key_names, self.key_types, self.view.keys_count)
             answer.scratch.keys = <KeyView*>zeroed(self.view.keys_count, sizeof(KeyView))
+            answer.views_count = self.view.views_count
+            if self.has_windows:
+                answer.scratch.windows = <WindowScratch*>zeroed(self.view.views_count, sizeof(WindowScratch))
         answer.scratch.event_us = &answer.event_us
         answer.scratch.known_us = &answer.known_us
         answer.scratch.step = 0
@@ -267,7 +317,38 @@ cdef class Plan:
             s.capacity = count
         for k in range(self.view.keys_count):
             answer.request.keys(k, self.key_columns + k * JOIN_KEYS_MAX, self.key_sizes[k], &s.keys[k])
-            keys_hash(self.view.views[0].table, &s.keys[k], 0, count, s.hashes + k * count)
+            keys_hash(self.view.stored, &s.keys[k], 0, count, s.hashes + k * count)
+        if s.windows != NULL:
+            for k in range(self.view.views_count):
+                if self.view.views[k].windows != NULL:
+                    if not scratch_begin(&s.windows[k], self.view.views[k].windows, count):
+                        raise MemoryError("no memory for a request; ask for fewer entities at once")
+        return 0
+
+    cdef int finish_windows(self, Answer answer) except -1:
+        """What the kernel left to Python: sketches, and to say what it had no room for."""
+        cdef WindowScratch* s
+        cdef const WindowFunction* function
+        cdef Deferred* deferred
+        cdef double[::1] values
+        cdef double value
+        cdef uint32_t v
+        cdef int64_t i
+        if answer.scratch.windows == NULL:
+            return 0
+        for v in range(self.view.views_count):
+            s = &answer.scratch.windows[v]
+            if s.has_failed:
+                raise DataError(
+                    f"view {self.views[v]!r}: no room for the values of its windows; ask for fewer entities at once, or"
+                    " for shorter lists"
+                )
+            for i in range(s.deferred_count):
+                deferred = &s.deferred[i]
+                function = &self.view.views[v].windows.functions[deferred.function]
+                values = <double[:deferred.count]>deferred.values
+                value = sketched_quantile(np.asarray(values), function.q)
+                image_put_double(s.images + deferred.entity * self.view.views[v].table.row_stride, function, value)
         return 0
 
     cdef int fill(self, Answer answer, void* matrix, bint single) except -1:
@@ -281,7 +362,9 @@ cdef class Plan:
             line = <double*>zeroed(self.view.matrix_columns, 8)
         while not is_whole:
             pin = self.pin()
-            if count < RELEASE_MIN:
+            if self.has_windows:
+                is_whole = self.fill_windows(answer, matrix, line, pin)
+            elif count < RELEASE_MIN:
                 is_whole = self.fill_pinned(answer, matrix, line, pin)
             else:
                 with nogil:
@@ -289,9 +372,26 @@ cdef class Plan:
         free(line)
         return self.check_history(answer)
 
+    cdef int fill_windows(self, Answer answer, void* matrix, double* line, int pin) except -1:
+        """fill_pinned with a stop between reading and copying."""
+        cdef int64_t count = answer.request.count
+        try:
+            if count < RELEASE_MIN:
+                read_group(&self.view, &answer.scratch, count, 0, count)
+            else:
+                with nogil:
+                    read_group(&self.view, &answer.scratch, count, 0, count)
+            self.finish_windows(answer)
+        except BaseException:
+            free(line)
+            self.unpin(pin)
+            raise
+        copy_rows(&self.view, &answer.scratch, count, matrix, line)
+        return self.unpin(pin)
+
     cdef int pin(self) noexcept:
         """Enter the arena. Why without the GIL where all slots are taken: whoever is inside may need it to leave."""
-        cdef const TableView* table = self.view.views[0].table
+        cdef const TableView* table = self.view.stored
         cdef int pin = arena_try_pin(&table.arena)
         if pin < 0:
             with nogil:
@@ -302,21 +402,20 @@ cdef class Plan:
         """Read and leave. False: expelled meanwhile, see readers.pyx; read again."""
         cdef const PlanView* plan = &self.view
         cdef int64_t count = answer.request.count
-        if line != NULL:
-            read_float32(plan, &answer.scratch, count, <float*>matrix, line)
-        else:
-            read_float64(plan, &answer.scratch, count, <double*>matrix)
-        return arena_unpin(&plan.views[0].table.arena, pin)
+        read_group(plan, &answer.scratch, count, 0, count)
+        copy_rows(plan, &answer.scratch, count, matrix, line)
+        return arena_unpin(&plan.stored.arena, pin)
 
     cdef bint unpin(self, int pin) noexcept:
-        return arena_unpin(&self.view.views[0].table.arena, pin)
+        return arena_unpin(&self.view.stored.arena, pin)
 
     cdef int resolve(self, Answer answer) except -1:
         """Find every row; the caller holds a pin and keeps it while it reads them."""
         self.keys_ready(answer)
         with nogil:
             read_group(&self.view, &answer.scratch, answer.request.count, 0, answer.request.count)
-        return self.check_history(answer)
+        self.check_history(answer)
+        return self.finish_windows(answer)
 
     cdef int check_history(self, Answer answer) except -1:
         cdef int64_t count = answer.request.count

@@ -4,7 +4,7 @@ from .arena cimport Arena
 from .builder cimport ShardWriter
 from .columns cimport RowBatch, RowLayout
 from .layout cimport TableHeader
-from .timeline cimport TableView
+from .timeline cimport SumColumn, TableView
 
 
 cdef class Clock:
@@ -25,6 +25,8 @@ cdef class Table:
     cdef readonly uint64_t header_at
     cdef public bint is_kept      # the catalogue names it: it outlives this object
     cdef uint64_t header_size
+    cdef SumColumn* sums
+    cdef int place_sums(self) except -1
     cdef int append(self, RowBatch batch, uint32_t threads) except -1
     cdef int make_shards(self) except -1
     cdef int take_up(self, uint64_t header_at) except -1

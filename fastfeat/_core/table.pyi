@@ -46,6 +46,7 @@ class Table:
         keep_rows: int | None,
         keep_us: int | None,
         header_at: int = 0,
+        is_event: bool = False,
     ) -> None: ...
     header_at: int
     is_kept: bool

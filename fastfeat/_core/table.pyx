@@ -27,13 +27,13 @@ from .arena cimport Arena, extent_alloc, extent_free
 from .arena import digest_of
 from .atomics cimport atomic_load_u64, atomic_store_u64
 from .builder cimport ShardWriter, writer_free_memory
-from .columns cimport KeyView, RowBatch, RowLayout, batch_from_arrow, batch_imaged
+from .columns cimport FLOAT64, KeyView, RowBatch, RowLayout, batch_from_arrow, batch_imaged
 from .index cimport SLOTS_BITS_MIN, slots_alloc, slots_size
 from .layout cimport SHARDS_MAX, STAMP_SIZE, ShardHeader, TableHeader
 from .records cimport batch_from_bytes, batch_parts
 from .request cimport Request
 from .status cimport ARENA_FULL, NO_MEMORY, OK, Status, raise_for
-from .timeline cimport keys_hash
+from .timeline cimport SumColumn, keys_hash
 from .values cimport batch_from_rows
 from .writer cimport (
     STAGED_ROWS, Grouping, grouping_free, grouping_make, shards_abort, shards_commit, shards_prepare,
@@ -44,6 +44,8 @@ cdef enum:
     BLOCK_SIZE_AIM = 16384        # a block's bytes when full: a late row or a full tail copies about this much
     BLOCK_ROWS_MIN = 4
     BLOCK_ROWS_MAX = 128
+    EVENT_BLOCK_SIZE_AIM = 65536  # of an event view, whose windows cross few large blocks sooner than many small ones
+    EVENT_BLOCK_ROWS_MAX = 1024
     PARALLEL_ROWS_MIN = 8192      # fewer rows are not worth a second thread
 
 DURATION_MAX_US = 1 << 62         # longer than all of time: no difference to it, and no overflow
@@ -88,13 +90,15 @@ cdef class Table:
     """The rows of one view.
 
     fields: (name, dtype, nullable) in schema order. ttl_us None: for ever. keep_rows and keep_us None: keep all;
-    keep_rows 1 is keep="latest". header_at: of a table that is there, as another object's `header_at` gave it: the
+    keep_rows 1 is keep="latest". is_event: blocks keep sums of their numbers, for windows. header_at: of a table that
+    is there, as another object's `header_at` gave it: the
     arena's writer goes on with it, others only read it. Raises ArenaFull where the arena has no room for an empty
     table.
     """
 
     def __cinit__(
-        self, Arena arena, Clock clock, str name, key_names, key_types, fields, ttl_us, keep_rows, keep_us, header_at=0
+        self, Arena arena, Clock clock, str name, key_names, key_types, fields, ttl_us, keep_rows, keep_us, header_at=0,
+        is_event=False,
     ):
         self.arena = arena
         self.clock = clock
@@ -105,8 +109,11 @@ cdef class Table:
         memcpy(self.view.seed, arena.view.header.seed, 16)
         self.view.row_stride = self.layout.row_stride
         self.view.heap_offset = self.layout.heap_offset
-        rows = BLOCK_SIZE_AIM // (STAMP_SIZE + self.layout.row_stride)
-        self.view.rows_max = min(max(rows, BLOCK_ROWS_MIN), BLOCK_ROWS_MAX)
+        if is_event:
+            self.place_sums()
+        aim, most = (EVENT_BLOCK_SIZE_AIM, EVENT_BLOCK_ROWS_MAX) if is_event else (BLOCK_SIZE_AIM, BLOCK_ROWS_MAX)
+        rows = aim // (STAMP_SIZE + self.layout.row_stride + 2 * self.view.sums_count)
+        self.view.rows_max = min(max(rows, BLOCK_ROWS_MIN), most)
         self.view.keep_rows = 0 if keep_rows is None else min(keep_rows, 0xFFFFFFFF)
         self.view.keep_us = -1 if keep_us is None else min(keep_us, DURATION_MAX_US)
         self.set_ttl(ttl_us)
@@ -116,8 +123,26 @@ cdef class Table:
         else:
             self.make_shards()
 
+    cdef int place_sums(self) except -1:
+        """Which columns the blocks of an event view keep sums of: the numbers."""
+        cdef uint32_t i
+        cdef SumColumn* column
+        self.sums = <SumColumn*>calloc(self.layout.fields_count, sizeof(SumColumn))
+        if self.sums == NULL:
+            raise MemoryError(f"view {self.name!r}: no memory for its layout")
+        for i in range(self.layout.fields_count):
+            if self.layout.fields[i].kind <= FLOAT64:
+                column = &self.sums[self.view.sums_count]
+                column.field = i
+                column.offset = self.layout.fields[i].offset
+                column.kind = self.layout.fields[i].kind
+                self.view.sums_count += 1
+        self.view.sums = self.sums
+        return 0
+
     def __dealloc__(self):
         cdef uint32_t shard
+        free(self.sums)
         if self.writers != NULL:
             for shard in range(<uint32_t>1 << self.view.shard_bits):
                 writer_free_memory(&self.writers[shard])
@@ -172,7 +197,8 @@ cdef class Table:
         fields = [(self.layout.fields[i].offset, self.layout.fields[i].width, self.layout.fields[i].kind)
                   for i in range(self.layout.fields_count)]
         keys = list(zip(self.layout.key_names, self.layout.key_types))
-        shape = [keys, self.layout.names, fields, self.view.row_stride, self.view.heap_offset, self.view.rows_max]
+        shape = [keys, self.layout.names, fields, self.view.row_stride, self.view.heap_offset, self.view.rows_max,
+                 self.view.sums_count]
         return digest_of(repr(shape).encode())
 
     def tidy(self):

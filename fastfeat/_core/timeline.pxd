@@ -1,8 +1,24 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from .arena cimport ArenaView
-from .columns cimport KeyView
+from libc.string cimport memcmp, memcpy
+
+from .arena cimport ArenaView, arena_end
+from .atomics cimport atomic_load_u32, atomic_load_u64, ff_unlikely, load_once_u16, load_once_u64, prefetch
+from .columns cimport Cell, KeyView
+from .index cimport NOWHERE, Slot, slots_are_inside, slots_mask, slots_next_block, slots_of
 from .layout cimport BLOCK_HEADER_SIZE, STAMP_SIZE, BlockHeader, DirectoryEntry, ShardHeader, TimelineHead
+
+cdef enum:
+    GROUP = 128               # entities whose cache misses overlap
+    LINE = 64
+    TILE = 8                  # rows that a tile sums
+    ROW_HEAP_MAX = 1 << 24    # columns.HEAP_SIZE_MAX
+
+
+cdef struct SumColumn:        # a column of an event view that tiles sum
+    uint32_t field
+    uint32_t offset
+    uint8_t kind
 
 
 cdef struct TableView:        # one process's resolved pointers and the view's constants
@@ -17,14 +33,26 @@ cdef struct TableView:        # one process's resolved pointers and the view's c
     uint32_t keep_rows        # 0: no such rule
     int64_t keep_us           # -1: no such rule
     int64_t ttl_us            # -1: for ever
+    uint32_t sums_count       # columns that blocks keep tiles of, see tiles.pyx; 0: none, as in a state view
+    const SumColumn* sums
 
 
 cdef inline uint32_t key_padded(uint32_t size) noexcept nogil:
     return (size + 7) & ~<uint32_t>7
 
 
+cdef inline uint64_t tiles_size(const TableView* view, uint32_t capacity) noexcept nogil:
+    """Bytes of a block's tiles, behind its rows: see tiles.pyx."""
+    if view.sums_count == 0 or capacity < TILE:
+        return 0
+    return (capacity // TILE) * (8 + 16 * <uint64_t>view.sums_count) + ((2 * view.sums_count + 7) & ~<uint32_t>7)
+
+
 cdef inline uint64_t block_size(const TableView* view, uint32_t capacity, uint32_t key_size) noexcept nogil:
-    return BLOCK_HEADER_SIZE + key_padded(key_size) + <uint64_t>capacity * (STAMP_SIZE + view.row_stride)
+    return (
+        BLOCK_HEADER_SIZE + key_padded(key_size) + <uint64_t>capacity * (STAMP_SIZE + view.row_stride)
+        + tiles_size(view, capacity)
+    )
 
 
 cdef inline uint8_t* block_key(BlockHeader* block) noexcept nogil:
@@ -63,6 +91,125 @@ cdef inline uint32_t shard_of(const TableView* view, uint64_t hash) noexcept nog
     return <uint32_t>(hash >> (64 - view.shard_bits)) if view.shard_bits else 0
 
 
+# --- reading blocks that may be anything, see Safety in timeline.pyx --------------------------------------------------
+
+cdef struct BlockView:        # a block as one look-up sees it: its header read once, its arrays inside of the arena
+    BlockHeader* header
+    const int64_t* events
+    uint32_t count
+    uint32_t capacity
+    uint32_t key_size
+
+
+cdef inline bint is_inside(uint64_t end, uint64_t at, uint64_t size) noexcept nogil:
+    """True where `size` bytes at `at` come before `end`, aligned as everything but bytes is."""
+    return (at & 7) == 0 and at <= end and size <= end - at
+
+
+cdef inline bint block_open(const TableView* view, uint64_t at, BlockView* block) noexcept nogil:
+    """Look at the block at `at`; False where no block can be there."""
+    cdef BlockHeader* header
+    cdef uint64_t end = arena_end(&view.arena)
+    cdef uint64_t size
+    if ff_unlikely(not is_inside(end, at, BLOCK_HEADER_SIZE)):
+        return False
+    header = block_of(view, at)
+    block.header = header
+    block.count = atomic_load_u32(&header.count)
+    block.capacity = load_once_u16(&header.capacity)
+    block.key_size = load_once_u16(&header.key_size)
+    size = block_size(view, block.capacity, block.key_size)
+    if ff_unlikely(block.count > block.capacity or size > end - at):
+        return False
+    block.events = <const int64_t*>(block_key(header) + key_padded(block.key_size))
+    return True
+
+
+cdef inline bint block_has_key(const BlockView* block, const uint8_t* key, uint16_t size) noexcept nogil:
+    if block.key_size != size:
+        return False
+    if size == 8:
+        return (<uint64_t*>block_key(block.header))[0] == (<const uint64_t*>key)[0]
+    return memcmp(block_key(block.header), key, size) == 0
+
+
+cdef inline uint32_t directory_search(
+    const DirectoryEntry* entries, uint32_t first, uint32_t count, int64_t event_us
+) noexcept nogil:
+    """One past the last entry in [first, count) whose block begins at or before event_us."""
+    cdef uint32_t low = first
+    cdef uint32_t high = count
+    cdef uint32_t middle
+    while low < high:
+        middle = (low + high) >> 1
+        if entries[middle].first_event <= event_us:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+cdef inline const uint8_t* cell_bytes(
+    const TableView* table, const uint8_t* row, uint32_t offset, uint32_t* size,
+) noexcept nogil:
+    """A variable cell's bytes and their number, which it reads once; NULL and 0 where there are none."""
+    cdef uint64_t word = load_once_u64(row + offset)
+    cdef Cell cell
+    cdef uint64_t arena_size
+    cdef uint64_t heap_at
+    cdef uint64_t end
+    size[0] = 0
+    memcpy(&cell, &word, sizeof(Cell))
+    if cell.size == 0:
+        return NULL
+    heap_at = load_once_u64(row + table.heap_offset)
+    if table.arena.base != NULL:          # NULL: a window view's answer, whose heap lies at an address
+        end = <uint64_t>cell.offset + cell.size
+        arena_size = arena_end(&table.arena)
+        if ff_unlikely(end > ROW_HEAP_MAX or heap_at > arena_size or end + 8 > arena_size - heap_at):
+            return NULL
+    size[0] = cell.size
+    return table.arena.base + heap_at + 8 + cell.offset
+
+
+cdef inline uint64_t next_block(const TableView* view, uint64_t word, uint64_t hash, uint64_t* at) noexcept nogil:
+    """slots_next_block in the slots that `word` names."""
+    if ff_unlikely(not slots_are_inside(&view.arena, word)):
+        return NOWHERE
+    return slots_next_block(slots_of(view.arena.base, word), slots_mask(word), hash, at)
+
+
+cdef inline void prefetch_at(const TableView* view, uint64_t at) noexcept nogil:
+    """Prefetch at an offset that may lie anywhere: a prefetch never faults."""
+    prefetch(<const void*>(<uint64_t>view.arena.base + at))
+
+
+cdef inline void prefetch_slots(
+    const TableView* view, const uint64_t* hashes, int64_t start, int64_t end,
+) noexcept nogil:
+    cdef int64_t i
+    cdef uint64_t word
+    for i in range(start, end):
+        word = atomic_load_u64(&view.slots[shard_of(view, hashes[i])])
+        prefetch_at(view, (word & ~<uint64_t>63) + (hashes[i] & slots_mask(word)) * sizeof(Slot))
+
+
+cdef inline void prefetch_lines(const TableView* view, uint64_t at, uint32_t size) noexcept nogil:
+    cdef uint32_t i
+    for i in range(0, size, 64):          # LINE
+        prefetch_at(view, at + i)
+
+
+cdef inline uint64_t first_block(const TableView* view, uint64_t hash) noexcept nogil:
+    """Where the first block of this hash lies, not yet looked at, its first lines on their way; or 0."""
+    cdef uint64_t at = hash
+    cdef uint64_t block_at = next_block(view, atomic_load_u64(&view.slots[shard_of(view, hash)]), hash, &at)
+    if block_at != 0:
+        prefetch_at(view, block_at)
+        prefetch_at(view, block_at + LINE)
+    return block_at
+
+
 cdef void keys_hash(
     const TableView* view, const KeyView* keys, int64_t low, int64_t high, uint64_t* hashes
 ) noexcept nogil
@@ -70,6 +217,11 @@ cdef void keys_hash(
 # An entity's tail block, NULL where there is none. The caller holds a pin.
 cdef BlockHeader* timeline_block(
     const TableView* view, uint64_t hash, const uint8_t* key, uint16_t size
+) noexcept nogil
+
+# Open the entity's tail block: PRESENT, NOT_FOUND or TORN.
+cdef uint8_t timeline_find(
+    const TableView* view, uint64_t hash, const uint8_t* key, uint16_t size, BlockView* block
 ) noexcept nogil
 
 # The kernel of every read: rows [low, high) of `keys`, entity i at (event_us[i * step], known_us[i * step]). `rows[i]`

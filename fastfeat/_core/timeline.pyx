@@ -32,30 +32,13 @@ Source:      docs/SEMANTICS.md, "Point read".
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp
 
 from .arena cimport arena_end
-from .atomics cimport (
-    atomic_load_u32, atomic_load_u64, copy_once, ff_unlikely, load_once_u16, load_once_u64, prefetch,
-)
+from .atomics cimport atomic_load_u64, copy_once, ff_unlikely, load_once_u64
 from .columns cimport KeyView, key_at, key_size
-from .index cimport (
-    NOWHERE, Slot, hash_bytes, hash_u64, slots_are_inside, slots_mask, slots_next_block, slots_of,
-)
+from .index cimport hash_bytes, hash_u64
 from .layout cimport BLOCK_HEADER_SIZE, NEVER, STAMP_SIZE, BlockHeader, DirectoryEntry, TimelineHead
 from .status cimport BEFORE_HISTORY, DELETED, EXPIRED, NOT_FOUND, PRESENT, TORN
-
-cdef enum:
-    GROUP = 128               # entities whose cache misses overlap
-    LINE = 64
-
-cdef struct BlockView:        # a block as one look-up sees it: its header read once, its arrays inside of the arena
-    BlockHeader* header
-    const int64_t* events
-    uint32_t count
-    uint32_t capacity
-    uint32_t key_size
-
 
 cdef void keys_hash(
     const TableView* view, const KeyView* keys, int64_t low, int64_t high, uint64_t* hashes,
@@ -68,38 +51,6 @@ cdef void keys_hash(
     else:
         for i in range(low, high):
             hashes[i] = hash_bytes(view.seed, key_at(keys, i), key_size(keys, i))
-
-
-cdef inline bint is_inside(uint64_t end, uint64_t at, uint64_t size) noexcept nogil:
-    """True where `size` bytes at `at` come before `end`, aligned as everything but bytes is."""
-    return (at & 7) == 0 and at <= end and size <= end - at
-
-
-cdef inline bint block_open(const TableView* view, uint64_t at, BlockView* block) noexcept nogil:
-    """Look at the block at `at`; False where no block can be there."""
-    cdef BlockHeader* header
-    cdef uint64_t end = arena_end(&view.arena)
-    cdef uint64_t size
-    if ff_unlikely(not is_inside(end, at, BLOCK_HEADER_SIZE)):
-        return False
-    header = block_of(view, at)
-    block.header = header
-    block.count = atomic_load_u32(&header.count)
-    block.capacity = load_once_u16(&header.capacity)
-    block.key_size = load_once_u16(&header.key_size)
-    size = block_size(view, block.capacity, block.key_size)
-    if ff_unlikely(block.count > block.capacity or size > end - at):
-        return False
-    block.events = <const int64_t*>(block_key(header) + key_padded(block.key_size))
-    return True
-
-
-cdef inline bint block_has_key(const BlockView* block, const uint8_t* key, uint16_t size) noexcept nogil:
-    if block.key_size != size:
-        return False
-    if size == 8:
-        return (<uint64_t*>block_key(block.header))[0] == (<const uint64_t*>key)[0]
-    return memcmp(block_key(block.header), key, size) == 0
 
 
 cdef inline int64_t block_search(const BlockView* block, int64_t event_us, int64_t known_us) noexcept nogil:
@@ -120,22 +71,6 @@ cdef inline int64_t block_search(const BlockView* block, int64_t event_us, int64
     low -= 1
     while low >= 0 and createds[low] > known_us:
         low -= 1
-    return low
-
-
-cdef inline uint32_t directory_search(
-    const DirectoryEntry* entries, uint32_t first, uint32_t count, int64_t event_us
-) noexcept nogil:
-    """One past the last entry in [first, count) whose block begins at or before event_us."""
-    cdef uint32_t low = first
-    cdef uint32_t high = count
-    cdef uint32_t middle
-    while low < high:
-        middle = (low + high) >> 1
-        if entries[middle].first_event <= event_us:
-            low = middle + 1
-        else:
-            high = middle
     return low
 
 
@@ -218,13 +153,6 @@ cdef inline const uint8_t* timeline_as_of(
     return NULL
 
 
-cdef inline uint64_t next_block(const TableView* view, uint64_t word, uint64_t hash, uint64_t* at) noexcept nogil:
-    """slots_next_block in the slots that `word` names."""
-    if ff_unlikely(not slots_are_inside(&view.arena, word)):
-        return NOWHERE
-    return slots_next_block(slots_of(view.arena.base, word), slots_mask(word), hash, at)
-
-
 cdef uint8_t timeline_find(
     const TableView* view, uint64_t hash, const uint8_t* key, uint16_t size, BlockView* block
 ) noexcept nogil:
@@ -286,34 +214,3 @@ cdef void timelines_as_of(
                 rows[i] = NULL
                 statuses[i] = found
                 event_times[i] = 0
-
-
-cdef inline void prefetch_at(const TableView* view, uint64_t at) noexcept nogil:
-    """Prefetch at an offset that may lie anywhere: a prefetch never faults."""
-    prefetch(<const void*>(<uint64_t>view.arena.base + at))
-
-
-cdef inline void prefetch_slots(
-    const TableView* view, const uint64_t* hashes, int64_t start, int64_t end,
-) noexcept nogil:
-    cdef int64_t i
-    cdef uint64_t word
-    for i in range(start, end):
-        word = atomic_load_u64(&view.slots[shard_of(view, hashes[i])])
-        prefetch_at(view, (word & ~<uint64_t>63) + (hashes[i] & slots_mask(word)) * sizeof(Slot))
-
-
-cdef inline void prefetch_lines(const TableView* view, uint64_t at, uint32_t size) noexcept nogil:
-    cdef uint32_t i
-    for i in range(0, size, 64):          # LINE
-        prefetch_at(view, at + i)
-
-
-cdef inline uint64_t first_block(const TableView* view, uint64_t hash) noexcept nogil:
-    """Where the first block of this hash lies, not yet looked at, its first lines on their way; or 0."""
-    cdef uint64_t at = hash
-    cdef uint64_t block_at = next_block(view, atomic_load_u64(&view.slots[shard_of(view, hash)]), hash, &at)
-    if block_at != 0:
-        prefetch_at(view, block_at)
-        prefetch_at(view, block_at + LINE)
-    return block_at

@@ -1,0 +1,24 @@
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from .aggregates cimport WindowPlan, WindowScratch
+from .columns cimport KeyView, RowLayout
+from .timeline cimport TableView
+
+cdef class Windows:
+    cdef WindowPlan plan
+    cdef TableView answer         # of the answers' rows: no arena, heaps at addresses
+    cdef RowLayout layout         # of the answers
+    cdef object source            # keeps the source's table alive
+    cdef readonly str name
+    cdef readonly tuple features
+    cdef list texts               # keeps constants' bytes alive
+
+# A window view's answers for entities [low, high), each at times of its own; `rows[i]` is its answer. The caller holds
+# a pin.
+cdef void windows_read(
+    const WindowPlan* plan, WindowScratch* scratch, const KeyView* keys, const uint64_t* hashes,
+    int64_t low, int64_t high, const int64_t* event_us, const int64_t* known_us, int64_t step,
+    const uint8_t** rows, uint8_t* statuses, int64_t* event_times,
+) noexcept nogil
+cdef bint scratch_begin(WindowScratch* scratch, const WindowPlan* plan, int64_t count) noexcept nogil
+cdef void scratch_free(WindowScratch* scratch) noexcept nogil
