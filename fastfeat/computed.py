@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .schema import Feature
 
 Typed = tuple[DType, "Column"]
+Answer = tuple[NDArray[np.uint8], NDArray[np.int64], "list[Column]"]  # statuses, event times, columns
 
 MOMENT: Final = DType("timestamp")
 
@@ -107,23 +108,26 @@ class ComputedPlan:
         dtype: Any = "float64",
     ) -> NDArray[Any]:
         """As Plan.matrix."""
-        if not self.matrix_columns:
-            name, kind = next(
-                each for each in zip(self.features, self.dtypes, strict=True) if not each[1].matrix_columns
-            )
-            raise DataError(
-                f"feature {name!r} is {kind}, which a float matrix can't hold; leave it out or read columns"
-            )
-        answer = self.columns(entity_rows, as_of, known_at)
-        matrix = Result(self.features, self.dtypes, self.views, self.view_of, *answer).to_numpy(dtype)
+        self.check_matrix()
+        matrix = self.matrix_of(self.columns(entity_rows, as_of, known_at), dtype)
         if out is None:
             return matrix
         check_out(out, matrix.shape, matrix.dtype)[...] = matrix
         return out
 
-    def columns(
-        self, entity_rows: Any, as_of: int | None, known_at: int | None, size_max: int | None = None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Column]]:
+    def matrix_of(self, answer: Answer, dtype: Any = "float64") -> NDArray[Any]:
+        """What `columns` gave, as a matrix."""
+        return Result(self.features, self.dtypes, self.views, self.view_of, *answer).to_numpy(dtype)
+
+    def check_matrix(self) -> None:
+        """Raises DataError: a feature has no float form."""
+        for name, kind in zip(self.features, self.dtypes, strict=True):
+            if not kind.matrix_columns:
+                raise DataError(
+                    f"feature {name!r} is {kind}, which a float matrix can't hold; leave it out or read columns"
+                )
+
+    def columns(self, entity_rows: Any, as_of: int | None, known_at: int | None, size_max: int | None = None) -> Answer:
         """As Plan.columns."""
         moment = self._clock.now() if as_of is None else to_us(as_of, "as_of")
         request = read_request(self.request_fields, entity_rows)
@@ -136,9 +140,7 @@ class ComputedPlan:
         check_size(answer[2], size_max)
         return answer
 
-    def columns_at(
-        self, entity_rows: Any, as_of: NDArray[np.int64], known_at: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Column]]:
+    def columns_at(self, entity_rows: Any, as_of: NDArray[np.int64], known_at: NDArray[np.int64]) -> Answer:
         """As Plan.columns_at."""
         request = read_request(self.request_fields, entity_rows)
         stamps: Any = None
@@ -164,7 +166,7 @@ class ComputedPlan:
 
     def _answer(
         self, request: Mapping[str, Column], stamps: Any, columns: Sequence[Column], count: int, moments: Any
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Column]]:
+    ) -> Answer:
         found: dict[str, Typed] = {field.name: (field.dtype, request[field.name]) for field in self.request_fields}
         found[EVENT_TIMESTAMP] = MOMENT, (np.ones(count, np.uint8), moments, None)
         if self._inner is not None:

@@ -119,8 +119,11 @@ class ClientSession:
             raise RemoteProtocolError(f"HELLO was answered with limits that allow nothing: {self.limits}")
 
     def entities_per_request(self, plan: PreparedPlan) -> int:
-        """How many entities one GET may ask for, so that its reply fits in a frame."""
+        """How many entities one GET may ask for, so that its reply fits in a frame, and its request fields do."""
         row_size = sum(max(8, dtype.width) for dtype in plan.dtypes) + 9 * len(plan.views)
+        if plan.request_fields:
+            key_size = 16 * len(plan.key_names)
+            row_size = max(row_size, key_size + sum(16 + 2 * dtype.width for _, dtype in plan.request_fields))
         frame_size = min(self.frame_size_max, self.limits.frame_size_max)
         return max(1, min(self.limits.entities_max, (frame_size - 256) // row_size))
 

@@ -96,6 +96,32 @@ def plain_values(dtype: DType, column: Column) -> list[Any]:
     return list(python_values(dtype, column, len(column[0])))
 
 
+# --- the wire
+
+
+def wire_values(dtype: DType, column: Column, start: int, stop: int) -> list[Any] | bytes:
+    """The entities [start, stop) of a column as a GET carries them: packed numbers, or plain values."""
+    valid, data, offsets = column
+    if dtype.is_scalar_number and valid[start:stop].all():
+        return data[start:stop].astype(data.dtype.newbyteorder("<")).tobytes()
+    part = offsets if offsets is None else offsets[start : stop + 1]
+    return plain_values(dtype, (valid[start:stop], data if offsets is not None else data[start:stop], part))
+
+
+def values_of_wire(dtype: DType, part: Any, what: str) -> Any:
+    """What wire_values wrote, as column_of takes it. Raises DataError."""
+    if not isinstance(part, bytes):
+        return part
+    if not dtype.is_scalar_number or len(part) % dtype.width:
+        raise DataError(f"{what}: a bin of {len(part)} B is no column of {dtype}")
+    if dtype.name != "bool":
+        return np.frombuffer(part, np.dtype(dtype.numpy).newbyteorder("<"))
+    values = np.frombuffer(part, np.uint8)
+    if (values > 1).any():
+        raise DataError(f"{what}: entity {int(np.argmax(values > 1))}: {values.max()} is not bool; it is 0 or 1")
+    return values.view(np.bool_)
+
+
 # --- columns
 
 

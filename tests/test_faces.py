@@ -425,14 +425,15 @@ def test_a_receipt_names_the_definitions_that_its_answer_was_read_under(
     durable: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A service that changes while it is read is read again."""
-    tables, changes = durable._tables, [FeatureService("scoring", [LATEST])]
+    compiled, changes = durable._plan, [FeatureService("scoring", [LATEST])]
 
-    def change_and_go_on() -> Any:
+    def change_and_go_on(features: Any) -> Any:
+        plan = compiled(features)
         if changes:
             durable.apply(changes.pop())
-        return tables()
+        return plan
 
-    monkeypatch.setattr(durable, "_tables", change_and_go_on)
+    monkeypatch.setattr(durable, "_plan", change_and_go_on)
     result = durable.get_online_features("scoring", {"user_id": [1]})
     assert result.receipt is not None
     assert result.names == durable.replay(result.receipt).names == ("latest:x",)

@@ -72,7 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "protocol": {"errors", "dtypes", "status", "_core"},
     "client": TYPES
     | {"schema", "protocol", "times", "result", "receipts", "report", "sources", "_core"}
-    | {"attached", "shared"},
+    | {"attached", "shared", "request_fields"},
 }
 # cli may import anything of ours; nobody may import it. The server sees what a user sees.
 SERVER_MAY_IMPORT = {
@@ -90,6 +90,8 @@ SERVER_MAY_IMPORT = {
     "client",
     "shared",
     "attached",
+    "computed",
+    "request_fields",
 }
 PROTOCOL_MAY_IMPORT_OF_CORE = {"codec", "session", "exchange"}
 

@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ class PreparedPlan:
     views: tuple[str, ...]
     view_of: tuple[int, ...]
     matrix_columns: int
+    request_fields: tuple[tuple[str, DType], ...]
+    more_columns: Callable[[int, int], list[object]] | None
     def __init__(self, described: object) -> None: ...
     def entities(self, entity_rows: object) -> int: ...
     def entity(self, entity_row: Mapping[str, object]) -> None: ...

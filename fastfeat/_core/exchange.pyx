@@ -20,9 +20,10 @@ from libc.string cimport memcpy, memmove
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from fastfeat._core.codec cimport (
-    CODEC_TRUNCATED, CODEC_TYPE, FRAME_HEAD_SIZE, Reader, Writer, codec_raise, load_be, reader_array, reader_bin,
-    reader_left, reader_length, reader_take_nil, reader_uint64, writer_array, writer_bin, writer_frame_begin,
-    writer_frame_end, writer_free, writer_int, writer_nil, writer_reserve, writer_str, writer_uint,
+    CODEC_TRUNCATED, CODEC_TYPE, DEPTH_MAX, FRAME_HEAD_SIZE, Reader, Writer, codec_raise, load_be, reader_array,
+    reader_bin, reader_left, reader_length, reader_take_nil, reader_uint64, writer_array, writer_bin,
+    writer_frame_begin, writer_frame_end, writer_free, writer_int, writer_nil, writer_object, writer_reserve,
+    writer_str, writer_uint,
 )
 from fastfeat._core.columns cimport STRING
 from fastfeat._core.request cimport Request
@@ -71,6 +72,8 @@ cdef class PreparedPlan:
     """A plan as PREPARE describes it, and the entities of the request that is being made with it.
 
     One thread at a time: `entities` or `entity` fills it, `encode` reads it.
+    request_fields: (name, type) of what goes with the keys; more_columns(start, stop) gives them as `encode` writes
+    them, None where there are none (client/prepared.py).
     """
 
     cdef readonly uint64_t number
@@ -81,6 +84,8 @@ cdef class PreparedPlan:
     cdef readonly tuple views
     cdef readonly tuple view_of
     cdef readonly uint32_t matrix_columns
+    cdef readonly tuple request_fields
+    cdef public object more_columns
     cdef Request request
 
     def __init__(self, described):
@@ -93,8 +98,9 @@ cdef class PreparedPlan:
             self.views = tuple(described["views"])
             self.view_of = tuple(described["view_of"])
             self.matrix_columns = described["matrix_columns"]
+            self.request_fields = tuple((name, DType.parse(kind)) for name, kind in described.get("request", ()))
             self.request = Request(self.key_names, self.key_types)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise RemoteProtocolError(f"reply to PREPARE is not a plan: {error!r}") from None
 
     def entities(self, entity_rows) -> int:
@@ -134,7 +140,8 @@ cdef class PreparedPlan:
     cdef int write_keys(self, Writer* out, int64_t start, int64_t stop) except -1:
         cdef Py_ssize_t column
         cdef int64_t i
-        check(writer_array(out, <uint32_t> self.request.columns_count))
+        cdef list more = [] if self.more_columns is None else self.more_columns(start, stop)
+        check(writer_array(out, <uint32_t> (self.request.columns_count + len(more))))
         for column in range(self.request.columns_count):
             if self.request.kinds[column] != STRING:
                 check(writer_bin(out, self.request.columns[column].ints + start, <uint32_t> (8 * (stop - start))))
@@ -142,6 +149,8 @@ cdef class PreparedPlan:
             check(writer_array(out, <uint32_t> (stop - start)))
             for i in range(start, stop):
                 check(writer_str(out, self.request.columns[column].texts[i], self.request.columns[column].sizes[i]))
+        for values in more:
+            writer_object(out, values, DEPTH_MAX)
         return 0
 
 

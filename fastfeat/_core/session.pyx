@@ -110,8 +110,8 @@ cdef class ServerSession:
         self.is_greeted = True
         self.reply_size_max = min(self.frame_size_max, peer_frame_size_max)
 
-    def add_plan(self, Plan plan not None) -> int:
-        """The plan's number on this connection."""
+    def add_plan(self, plan) -> int:
+        """The plan's number on this connection. One that is no Plan is for `handle`: it computes in Python."""
         self.plans.append(plan)
         self.row_sizes.append(max(8 * plan.matrix_columns, sum(dtype.width for dtype in plan.dtypes)))
         return len(self.plans) - 1
@@ -119,19 +119,15 @@ cdef class ServerSession:
     def replace_plans(self, make) -> None:
         """Puts make(plan) in the place of each plan; where that fails or answers in another shape the old one stays,
         as the client decodes by what PREPARE told it."""
-        cdef Plan old
-        cdef Plan new
         for number, old in enumerate(self.plans):
             try:
                 new = make(old)
             except FastFeatError:
                 continue
-            if (new.features, new.dtypes, new.key_names, new.key_types, new.views) == (
-                old.features, old.dtypes, old.key_names, old.key_types, old.views
-            ):
+            if shape_of(new) == shape_of(old):
                 self.plans[number] = new
 
-    def plan(self, size_t number) -> Plan:
+    def plan(self, size_t number):
         """Raises UnknownPlan."""
         if number >= <size_t> len(self.plans):
             raise UnknownPlan(f"plan {number} is not one of the {len(self.plans)} of this connection; PREPARE it")
@@ -281,8 +277,8 @@ cdef class ServerSession:
         return 0
 
     cdef bint answer_get(self, Reader* payload, uint64_t request_id) except -1:
-        """Answers a GET in native code; False, and nothing consumed, where Python must: Arrow, and rows that
-        memory no longer has."""
+        """Answers a GET in native code; False, and nothing consumed, where Python must: Arrow, computed features, and
+        rows that memory no longer has."""
         cdef Reader params = payload[0]
         cdef uint32_t count = 0
         cdef uint64_t number = 0
@@ -292,7 +288,10 @@ cdef class ServerSession:
         if count < 2 or count > 5:
             raise RemoteProtocolError(f"GET takes 2 to 5 params (plan, keys, format, as_of, known_at), not {count}")
         check(reader_uint64(&params, &number))
-        plan = <Plan> self.plans[number] if number < <uint64_t> len(self.plans) else self.plan(number)
+        found = self.plans[number] if number < <uint64_t> len(self.plans) else self.plan(number)
+        if type(found) is not Plan:
+            return False
+        plan = <Plan> found
         if self.check_get(params, count - 1, number) == FORMAT_ARROW_NUMBER:
             return False
         self.reply_begin(&frame_at)
@@ -327,6 +326,12 @@ cdef class ServerSession:
             if wanted < 0 or wanted > FORMAT_ARROW_NUMBER:
                 raise RemoteProtocolError(f"GET has format {wanted}; formats are 0 to {FORMAT_ARROW_NUMBER}")
         return wanted
+
+
+cdef tuple shape_of(plan):
+    """What a client knows of a plan: it encodes keys and decodes answers by it."""
+    fields = tuple((field.name, field.dtype) for field in getattr(plan, "request_fields", ()))
+    return plan.features, plan.dtypes, plan.key_names, plan.key_types, plan.views, fields
 
 
 def reply_head(bytes payload not None) -> tuple:

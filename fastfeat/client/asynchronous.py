@@ -60,6 +60,7 @@ from .messages import (
     wait_params,
     written,
 )
+from .prepared import prepared
 
 if TYPE_CHECKING:
     from ..receipts import Receipt
@@ -138,7 +139,7 @@ class Link(asyncio.Protocol):
         return await asyncio.shield(task)
 
     async def _prepare(self, wanted: Wanted) -> tuple[PreparedPlan, int]:
-        plan = PreparedPlan(await self.call("PREPARE", wanted.prepare))
+        plan = prepared(await self.call("PREPARE", wanted.prepare))
         return plan, self.session.entities_per_request(plan)
 
     def close(self) -> None:

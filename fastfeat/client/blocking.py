@@ -66,6 +66,7 @@ from .messages import (
     wait_params,
     written,
 )
+from .prepared import prepared
 
 if TYPE_CHECKING:
     from ..receipts import Receipt
@@ -211,7 +212,7 @@ class Connection:
         """The plan of this connection, prepared when first wanted, and the entities that one GET of it may have."""
         known = self.plans.get(wanted)
         if known is None:
-            plan = PreparedPlan(self.call("PREPARE", wanted.prepare))
+            plan = prepared(self.call("PREPARE", wanted.prepare))
             known = self.plans[wanted] = plan, self.session.entities_per_request(plan)
         return known
 

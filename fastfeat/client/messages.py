@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._core.request import plain_keys
 from ..errors import DataError, RemoteProtocolError
 from ..protocol import Columns, Format, PreparedPlan, answer_of
 from ..receipts import Receipt
 from ..result import Result
 from ..times import to_us
+from .prepared import entities_of
 
 CLIENT_NAME = "fastfeat-python"
 WAIT_SECONDS = 10.0  # for a write of our own to become visible elsewhere
@@ -103,7 +103,7 @@ def answer_params(
 ) -> list[Any]:
     """Of ANSWER. The plan says which keys there are and of what type."""
     (features,) = wanted.prepare.values()
-    return [features, plain_keys(plan.key_names, plan.key_types, entity_rows), as_of, known_at]
+    return [features, entities_of(plan, entity_rows), as_of, known_at]
 
 
 def replay_params(receipt: Receipt) -> list[Any]:

@@ -5,16 +5,18 @@ A GET of values that memory holds does not come here: native code answers it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from fastfeat import __version__
+from fastfeat.computed import ComputedPlan
 from fastfeat.errors import BeforeHistory, DataError, NotYetVisible, RemoteProtocolError
 from fastfeat.protocol import FRAME_SIZE_MIN, VERSION, Format, answer_frame
 from fastfeat.receipts import Receipt
+from fastfeat.request_fields import plain_values, values_of_wire
 from fastfeat.result import Result
 
 from .loading import handle_load
@@ -81,6 +83,9 @@ def prepare(connection: Connection, request_id: int, params: object) -> None:
         limit = connection.server.config.plans_max
         raise DataError(f"{limit} plans on this connection, which is the limit; reuse them or raise plans_max")
     plan = connection.server.store.plan(wanted.get("service", wanted.get("features")))
+    # Only where there are any: a client of before then knows of none.
+    fields = plan.request_fields if isinstance(plan, ComputedPlan) else ()
+    request = {"request": [[field.name, str(field.dtype)] for field in fields]} if fields else {}
     connection.session.reply(
         request_id,
         {
@@ -90,27 +95,32 @@ def prepare(connection: Connection, request_id: int, params: object) -> None:
             "views": plan.views,
             "view_of": plan.view_of,
             "matrix_columns": plan.matrix_columns,
+            **request,
         },
     )
 
 
 def get(connection: Connection, request_id: int, params: object) -> None:
-    """A GET that native code leaves to a thread, its number, format and limits checked: in format 4, or of rows that
-    memory no longer has and the history may."""
+    """A GET that native code leaves to a thread: in format 4, of computed features, or of rows that memory no longer
+    has and the history may. Its number is checked, and unless features are computed its format and limits too."""
     asked = expect_list(params, "GET")
     session, server = connection.session, connection.server
     plan, limit = session.plan(asked[0]), session.reply_size_max
-    wants_arrow, reply_type = asked[2:3] == [Format.ARROW], session.reply_type
-    if server.writer_path and not wants_arrow:
+    wanted, reply_type = get_format(asked), session.reply_type
+    is_computed = isinstance(plan, ComputedPlan)
+    if server.writer_path and wanted is not Format.ARROW and not is_computed:
         connection.to_writer().get(request_id, plan, asked)
         return
 
     def answer() -> object:
-        keys = entity_columns(plan, asked[1])
+        entities = entity_columns(plan, asked[1])
+        check_entities(entities, "GET", server.config.entities_max)
 
         def make(of: Any) -> object:
-            if wants_arrow:
-                return arrow_answer(of, keys, asked, limit)
+            if wanted is Format.ARROW:
+                return arrow_answer(of, entities, asked, limit)
+            if is_computed:
+                return computed_answer(of, entities, asked, wanted, limit)
             return Frame(answer_frame(of, request_id, asked, limit, reply_type))
 
         try:
@@ -120,29 +130,62 @@ def get(connection: Connection, request_id: int, params: object) -> None:
                 return AskWriter(plan, asked)
             if not server.is_durable:
                 raise
-            return make(server.store.past(plan, keys, error))
+            return make(server.store.past(plan, entities, error))
 
     connection.in_thread(request_id, server.executor, answer)
 
 
-def arrow_answer(plan: Any, keys: dict[str, Any], asked: list[Any], limit: int) -> list[bytes]:
+def get_format(asked: list[Any]) -> Format:
+    """Raises RemoteProtocolError: there is none of that number."""
+    number = asked[2] if len(asked) > 2 and asked[2] is not None else Format.ROWS
+    try:
+        return Format(number)
+    except ValueError:
+        raise RemoteProtocolError(f"GET has format {number!r:.20}; formats are 0 to {max(Format):d}") from None
+
+
+def arrow_answer(plan: Any, entities: dict[str, Any], asked: list[Any], limit: int) -> list[bytes]:
     as_of, known_at = [*asked[3:], None, None][:2]
-    statuses, event_times, columns = plan.columns(keys, as_of, known_at, limit)
+    statuses, event_times, columns = plan.columns(entities, as_of, known_at, limit)
     result = Result(plan.features, plan.dtypes, plan.views, plan.view_of, statuses, event_times, columns)
     return [statuses.tobytes(), event_times.tobytes(), arrow_bytes(result)]
 
 
-def entity_columns(plan: Any, keys: object) -> dict[str, Any]:
-    parts = expect_list(keys, "GET keys")
-    if len(parts) != len(plan.key_names):
-        raise DataError(f"GET has {len(parts)} key columns, the plan has {len(plan.key_names)}")
+def computed_answer(
+    plan: ComputedPlan, entities: dict[str, Any], asked: list[Any], wanted: Format, limit: int
+) -> list[Any]:
+    """The result of a GET of computed features in any format but Arrow."""
+    if wanted in (Format.FLOAT64, Format.FLOAT32):
+        plan.check_matrix()
+    as_of, known_at = [*asked[3:], None, None][:2]
+    answer = statuses, event_times, columns = plan.columns(entities, as_of, known_at, limit)
+    stamps, count = [statuses.tobytes(), event_times.tobytes()], statuses.shape[1]
+    if wanted is Format.ROWS:
+        values = [plain_values(dtype, column) for dtype, column in zip(plan.dtypes, columns, strict=True)]
+        return [*stamps, list(map(list, zip(*values, strict=True)))]
+    if wanted is Format.COLUMNS:
+        return [*stamps, count, column_parts(columns)]
+    matrix = plan.matrix_of(answer, "float64" if wanted is Format.FLOAT64 else "float32")
+    return [*stamps, count, matrix.shape[1], matrix.tobytes()]
+
+
+def entity_columns(plan: Any, given: object) -> dict[str, Any]:
+    """Keys and request fields, as a plan takes entities."""
+    parts = expect_list(given, "GET keys")
+    fields = plan.request_fields if isinstance(plan, ComputedPlan) else ()
+    keys_count = len(plan.key_names)
+    if len(parts) != keys_count + len(fields):
+        more = f" and {len(fields)} request fields" if fields else ""
+        raise DataError(f"GET has {len(parts)} key columns, the plan has {keys_count}{more}")
     out = {}
-    for name, kind, part in zip(plan.key_names, plan.key_types, parts, strict=True):
+    for name, kind, part in zip(plan.key_names, plan.key_types, parts[:keys_count], strict=True):
         if isinstance(part, bytes):
             if kind == "string" or len(part) % 8:
                 raise DataError(f"join key {name!r}: a bin of {len(part)} B is no column of {kind}")
             part = np.frombuffer(part, "<u8" if kind == "uint64" else "<i8")
         out[name] = part
+    for field, part in zip(fields, parts[keys_count:], strict=True):
+        out[field.name] = values_of_wire(field.dtype, part, f"request field {field.name!r}")
     return out
 
 
@@ -184,7 +227,6 @@ def replay(connection: Connection, request_id: int, params: object) -> None:
 
 def answer_map(result: Result) -> dict[str, Any]:
     """A result that says itself what its columns are."""
-    columns = [[part.tobytes() for part in column if part is not None] for column in result.columns]
     statuses, event_times = (
         b"".join(values.tobytes() for values in of_views.values()) for of_views in (result.statuses, result.event_times)
     )
@@ -193,13 +235,18 @@ def answer_map(result: Result) -> dict[str, Any]:
         "features": [[name, str(dtype)] for name, dtype in zip(result.names, result.dtypes, strict=True)],
         "views": result.views,
         "view_of": result.view_of,
-        "result": [statuses, event_times, len(result), columns],
+        "result": [statuses, event_times, len(result), column_parts(result.columns)],
     }
+
+
+def column_parts(columns: Sequence[Any]) -> list[list[bytes]]:
+    """Columns as format 1 has them."""
+    return [[part.tobytes() for part in column if part is not None] for column in columns]
 
 
 def check_entities(keys: object, method: str, limit: int) -> None:
     """Raises DataError: more of them than the server takes at once, or no map of columns."""
-    if not isinstance(keys, dict) or not all(isinstance(column, list) for column in keys.values()):
+    if not isinstance(keys, dict) or not all(isinstance(column, (list, np.ndarray)) for column in keys.values()):
         raise DataError(f"{method}: keys are a map from join keys to arrays of values, not {type(keys).__name__}")
     entities = max(map(len, keys.values()), default=0)
     if entities > limit:
