@@ -159,14 +159,14 @@ class Tail:
         return not (any(self._batches.values()) or self._tables or self.deletes)
 
 
-def whole_table(arena: Arena, clock: Clock, view: FeatureView, ttl_us: int | None = None) -> Table:
-    """A table that keeps every row."""
+def whole_table(
+    arena: Arena, clock: Clock, view: FeatureView, ttl_us: int | None = None, event_id: str | None = None
+) -> Table:
+    """A table that keeps every row; with an event id, every one that counts."""
     keys = view.entity.join_keys
     fields = [(each.name, each.dtype, each.nullable) for each in view.schema]
-    is_event = view.kind == "event"
-    return Table(
-        arena, clock, view.name, list(keys), list(keys.values()), fields, ttl_us, None, None, is_event=is_event
-    )
+    shape = (view.name, list(keys), list(keys.values()), fields, ttl_us, None, None)
+    return Table(arena, clock, *shape, is_event=view.kind == "event", event_id=event_id)
 
 
 class Storage:

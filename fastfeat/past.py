@@ -58,10 +58,11 @@ def past_plan(
     arena = Arena(CAPACITY_MIN + CAPACITY_FACTOR * sum(each.nbytes for each in rows.values()))
     tables = {}
     for name, view in views.items():
-        tables[name] = whole_table(arena, clock, view, view.ttl_us)
+        tables[name] = whole_table(arena, clock, view, view.ttl_us, view.event_id)
+        # Order: the deletes first, so that no row which they take stands for an event that was sent again after them.
+        apply_deletes(tables[name], definitions.tables[name], view, keys[name])
         for batch in rows[name].combine_chunks().to_batches():
             tables[name].prepare(batch_of_rows(tables[name], view, batch)).commit()
-        apply_deletes(tables[name], definitions.tables[name], view, keys[name])
     return compile_plan(clock, definitions, features, tables)
 
 
@@ -91,7 +92,7 @@ def gather(storage: Storage, view: FeatureView, keys: dict[str, list[Any]], sequ
 
 
 def apply_deletes(table: Table, in_memory: Table, view: FeatureView, keys: dict[str, list[Any]]) -> None:
-    """Take out of `table` what was deleted: rows created before their entity's last delete."""
+    """Keep out of `table` what was deleted: rows created before their entity's last delete."""
     heads = heads_batch(view, export_keys(in_memory, keys, 0))
     deleted = heads.filter(pc.is_valid(heads.column("deleted_us")))
     for moment in deleted.column("deleted_us").unique().to_pylist():

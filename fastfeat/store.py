@@ -291,7 +291,8 @@ class Store:
         fields = [(field.name, field.dtype, field.nullable) for field in view.schema]
         at, fingerprint = there or (0, 0)
         shape = (view.name, list(keys), list(keys.values()), fields, view.ttl_us, keep_rows, keep_us)
-        table = Table(arena, self._clock, *shape, at, is_event=view.kind == "event")
+        is_event = view.kind == "event"
+        table = Table(arena, self._clock, *shape, at, is_event=is_event, event_id=view.event_id)
         if there and table.fingerprint != fingerprint:
             raise StorageError(
                 f"view {view.name!r}: its rows were laid out by another version of fastfeat; run the same on both sides"

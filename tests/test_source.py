@@ -108,6 +108,7 @@ CORE_ORDER = (
     {"builder", "cells"},
     {"entity"},
     {"writer"},
+    {"ids"},
     {"table"},
     {"plan", "exports"},
     {"session", "exchange"},

@@ -6,7 +6,8 @@
                                                    pending: slot or head_at
 
     Late rows replace only the blocks that they belong to; a full tail moves into the directory; keep= drops whole older
-    blocks, and rows of the tail once nothing older is left.
+    blocks, and rows of the tail once nothing older is left. A delete, and a row that takes another's place, gather all
+    rows that stay and build the timeline anew.
 
 Invariant:  dropped rows (retention) are a prefix of the order: what arrives late below the last dropped row is dropped
             too. So a row that a reader finds is the right one, and one that it doesn't find may have been dropped.
@@ -15,11 +16,12 @@ Errors:     ARENA_FULL or NO_MEMORY; readers have seen nothing.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memmove, memset
 
 from .atomics cimport atomic_store_u32, ff_seeded_bug
 from .builder cimport (
-    Entity, RowRef, block_build, block_place, block_replace, piece_add, refs_add_block, row_heap_replace,
+    Entity, RowRef, block_build, block_place, block_replace, piece_add, ref_compare, refs_add_block, row_heap_replace,
     row_order, vector_add, writer_alloc,
 )
 from .layout cimport NEVER, BlockHeader, DirectoryEntry, TimelineHead
@@ -459,15 +461,36 @@ cdef Status older_merge(Entity* entity, const RowRef* fresh, uint32_t count) noe
     return OK
 
 
-# --- deleting one entity ---------------------------------------------------------------------------------------------
+# --- taking rows out of one entity ------------------------------------------------------------------------------------
 
-cdef Status refs_add_survivors(Entity* entity, BlockHeader* block, int64_t deleted_us) noexcept nogil:
-    """Rows created at or after the delete live on; the others' variable bytes are retired."""
+cdef struct Leaving:          # rows that are to go
+    int64_t deleted_us        # those created before
+    const uint64_t* sequences     # and these, in order
+    uint32_t count
+
+
+cdef bint is_leaving(const Leaving* leaving, int64_t created_time, uint64_t sequence) noexcept nogil:
+    cdef uint32_t low = 0
+    cdef uint32_t high = leaving.count
+    cdef uint32_t middle
+    if created_time < leaving.deleted_us:
+        return True
+    while low < high:
+        middle = (low + high) >> 1
+        if leaving.sequences[middle] < sequence:
+            low = middle + 1
+        else:
+            high = middle
+    return low < leaving.count and leaving.sequences[low] == sequence
+
+
+cdef Status refs_add_survivors(Entity* entity, BlockHeader* block, const Leaving* leaving) noexcept nogil:
+    """Rows that don't leave live on; the others' variable bytes are retired."""
     cdef uint32_t i
     cdef RowRef* ref
     cdef Status status
     for i in range(block.count):
-        if block_createds(block)[i] >= deleted_us:
+        if not is_leaving(leaving, block_createds(block)[i], block_sequences(block)[i]):
             ref = <RowRef*>vector_add(&entity.writer.refs, 1, sizeof(RowRef))
             if ref == NULL:
                 return NO_MEMORY
@@ -484,10 +507,25 @@ cdef Status refs_add_survivors(Entity* entity, BlockHeader* block, int64_t delet
     return OK
 
 
-cdef Status entity_delete(Entity* entity, int64_t deleted_us) noexcept nogil:
-    """Prepare a delete: take out every row created before it and remember when."""
+cdef Status timeline_take(Entity* entity, const Leaving* leaving) noexcept nogil:
+    """Gather every row that stays; the older blocks are retired, as the tail is when the entity is finished."""
     cdef uint32_t i
     cdef uint64_t at
+    cdef Status status
+    for i in range(entity.next.directory_first, entity.next.directory_count):
+        at = directory_of(entity.view, entity.next.directory_at)[i].block_at
+        status = refs_add_survivors(entity, block_of(entity.view, at), leaving)
+        if status == OK:
+            status = block_replace(entity, at)
+        if status != OK:
+            return status
+    entity.first_changed = entity.next.directory_first
+    return refs_add_survivors(entity, entity.tail, leaving) if entity.tail != NULL else OK
+
+
+cdef Status entity_delete(Entity* entity, int64_t deleted_us) noexcept nogil:
+    """Prepare a delete: take out every row created before it and remember when."""
+    cdef Leaving leaving
     cdef Status status
     if entity.next.deleted_us >= deleted_us:
         return OK
@@ -496,21 +534,47 @@ cdef Status entity_delete(Entity* entity, int64_t deleted_us) noexcept nogil:
         entity.next.has_dropped = 0
     if entity.tail == NULL:
         entity.writer.entities_delta += 1
-    for i in range(entity.next.directory_first, entity.next.directory_count):
-        at = directory_of(entity.view, entity.next.directory_at)[i].block_at
-        status = refs_add_survivors(entity, block_of(entity.view, at), deleted_us)
-        if status == OK:
-            status = block_replace(entity, at)
-        if status != OK:
-            return status
-    if entity.tail != NULL:
-        status = refs_add_survivors(entity, entity.tail, deleted_us)
-        if status != OK:
-            return status
+    leaving.deleted_us = deleted_us
+    leaving.sequences = NULL
+    leaving.count = 0
+    status = timeline_take(entity, &leaving)
+    if status != OK:
+        return status
     if entity.tail != NULL and entity.tail.count > 0 and entity.writer.refs.count == 0:
         entity.writer.live_delta -= 1
-    entity.first_changed = entity.next.directory_first
     return entity_finish(entity, <RowRef*>entity.writer.refs.data, <uint32_t>entity.writer.refs.count)
+
+
+cdef int sequence_compare(const void* a, const void* b) noexcept nogil:
+    cdef uint64_t x = (<const uint64_t*>a)[0]
+    cdef uint64_t y = (<const uint64_t*>b)[0]
+    return -1 if x < y else 1 if x > y else 0
+
+
+cdef Status entity_replace(
+    Entity* entity, RowRef* fresh, uint32_t count, uint64_t* replaced, uint32_t replaced_count,
+) noexcept nogil:
+    """Prepare new rows, in order, of an entity that has rows, of which those with these sequences leave."""
+    cdef Leaving leaving
+    cdef RowRef* refs
+    cdef Status status
+    count = fresh_filter(entity, fresh, count)
+    entity.writer.rows_delta += count
+    qsort(replaced, replaced_count, 8, sequence_compare)
+    leaving.deleted_us = NEVER
+    leaving.sequences = replaced
+    leaving.count = replaced_count
+    status = timeline_take(entity, &leaving)
+    if status != OK:
+        return status
+    refs = <RowRef*>vector_add(&entity.writer.refs, count, sizeof(RowRef))
+    if refs == NULL:
+        return NO_MEMORY
+    memcpy(refs, fresh, count * sizeof(RowRef))
+    refs = <RowRef*>entity.writer.refs.data
+    qsort(refs, entity.writer.refs.count, sizeof(RowRef), ref_compare)
+    entity.writer.live_delta += (entity.writer.refs.count > 0) - (entity.tail.count > 0)
+    return entity_finish(entity, refs, <uint32_t>entity.writer.refs.count)
 
 
 # --- what an entity remembers ----------------------------------------------------------------------------------------

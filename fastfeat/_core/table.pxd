@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from .arena cimport Arena
 from .builder cimport ShardWriter
 from .columns cimport RowBatch, RowLayout
+from .ids cimport IdIndex
 from .layout cimport TableHeader
 from .timeline cimport SumColumn, TableView
 
@@ -27,6 +28,8 @@ cdef class Table:
     cdef uint64_t header_size
     cdef SumColumn* sums
     cdef int place_sums(self) except -1
+    cdef bint has_ids             # rows are events with an id
+    cdef IdIndex ids
     cdef int append(self, RowBatch batch, uint32_t threads) except -1
     cdef int make_shards(self) except -1
     cdef int take_up(self, uint64_t header_at) except -1

@@ -47,6 +47,7 @@ class Table:
         keep_us: int | None,
         header_at: int = 0,
         is_event: bool = False,
+        event_id: str | None = None,
     ) -> None: ...
     header_at: int
     is_kept: bool

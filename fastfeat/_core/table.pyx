@@ -27,7 +27,8 @@ from .arena cimport Arena, extent_alloc, extent_free
 from .arena import digest_of
 from .atomics cimport atomic_load_u64, atomic_store_u64
 from .builder cimport ShardWriter, writer_free_memory
-from .columns cimport FLOAT64, KeyView, RowBatch, RowLayout, batch_from_arrow, batch_imaged
+from .columns cimport FLOAT64, STRING, KeyView, RowBatch, RowLayout, batch_from_arrow, batch_imaged
+from .ids cimport ids_free, ids_settle, ids_sift, ids_undo
 from .index cimport SLOTS_BITS_MIN, slots_alloc, slots_size
 from .layout cimport SHARDS_MAX, STAMP_SIZE, ShardHeader, TableHeader
 from .records cimport batch_from_bytes, batch_parts
@@ -90,15 +91,15 @@ cdef class Table:
     """The rows of one view.
 
     fields: (name, dtype, nullable) in schema order. ttl_us None: for ever. keep_rows and keep_us None: keep all;
-    keep_rows 1 is keep="latest". is_event: blocks keep sums of their numbers, for windows. header_at: of a table that
-    is there, as another object's `header_at` gave it: the
-    arena's writer goes on with it, others only read it. Raises ArenaFull where the arena has no room for an empty
-    table.
+    keep_rows 1 is keep="latest". is_event: blocks keep sums of their numbers, for windows. event_id: the field of which
+    an entity has no value twice (ids.pyx). header_at: of a table that is there, as another object's `header_at` gave
+    it: the arena's writer goes on with it, others only read it. Raises ArenaFull where the arena has no room for an
+    empty table.
     """
 
     def __cinit__(
         self, Arena arena, Clock clock, str name, key_names, key_types, fields, ttl_us, keep_rows, keep_us, header_at=0,
-        is_event=False,
+        is_event=False, event_id=None,
     ):
         self.arena = arena
         self.clock = clock
@@ -118,6 +119,12 @@ cdef class Table:
         self.view.keep_us = -1 if keep_us is None else min(keep_us, DURATION_MAX_US)
         self.set_ttl(ttl_us)
         self.view.shard_bits = shard_bits_for(arena.capacity)
+        if event_id is not None:
+            self.ids.field = self.layout.names.index(event_id)
+            self.ids.offset = self.layout.fields[self.ids.field].offset
+            self.ids.width = self.layout.fields[self.ids.field].width
+            self.ids.is_variable = self.layout.fields[self.ids.field].kind >= STRING
+            self.has_ids = True
         if header_at:
             self.take_up(header_at)
         else:
@@ -143,6 +150,7 @@ cdef class Table:
     def __dealloc__(self):
         cdef uint32_t shard
         free(self.sums)
+        ids_free(&self.ids)
         if self.writers != NULL:
             for shard in range(<uint32_t>1 << self.view.shard_bits):
                 writer_free_memory(&self.writers[shard])
@@ -349,7 +357,7 @@ cdef class Table:
         cdef Append change
         cdef Status status
         check_count(batch)
-        change = Append(self, batch, 1)
+        change = Append(self, batch, 1, is_sifted=False)      # they come from a table
         change.check_shard(shard)
         status = change.prepare_range(shard, shard + 1, True)
         with nogil:
@@ -404,9 +412,14 @@ cdef class Table:
 
     def make_ready(self, change):
         """Prepare; on a full arena wait for readers to leave, reclaim and try once more."""
-        cdef Status status = change.prepare()
-        if status == ARENA_FULL and self.reclaim_waiting():
+        cdef Status status = NO_MEMORY
+        try:
             status = change.prepare()
+            if status == ARENA_FULL and self.reclaim_waiting():
+                status = change.prepare()
+        finally:
+            if status != OK:
+                ids_undo(&self.ids)
         if status != OK:
             self.reclaim()
             raise_for(status, self.full_message() if status == ARENA_FULL else f"view {self.name!r}: no memory")
@@ -415,6 +428,7 @@ cdef class Table:
         """Make what was prepared visible. Can't fail."""
         with nogil:
             shards_commit(&self.view, self.writers, 0, <uint32_t>1 << self.view.shard_bits)
+            ids_settle(&self.ids)
         self.reclaim()
 
     def reclaim(self):
@@ -461,6 +475,7 @@ cdef class Change:
         """Give back what Table.prepare prepared: nobody saw anything."""
         with nogil:
             shards_abort(&self.table.view, self.table.writers, 0, <uint32_t>1 << self.table.view.shard_bits)
+            ids_undo(&self.table.ids)
         self.table.reclaim()
         self.table.lock.release()
 
@@ -487,11 +502,16 @@ cdef class Append(Change):
     cdef uint32_t threads
     cdef int64_t now_us
 
-    def __cinit__(self, Table table, RowBatch batch, uint32_t threads):
+    def __cinit__(self, Table table, RowBatch batch, uint32_t threads, bint is_sifted=True):
+        cdef Status status
         self.batch = batch
         self.threads = threads if batch.view.count >= PARALLEL_ROWS_MIN else 1
         self.now_us = table.clock.read()
         self.make(table, &batch.view.keys)
+        if table.has_ids and is_sifted:
+            with nogil:
+                status = ids_sift(&table.ids, &table.view, &batch.view, self.hashes, &self.group)
+            raise_for(status, f"view {table.name!r}: no memory for a write of {batch.view.count} rows")
 
     def prepare(self):
         """The status of preparing every shard; what failed is given back."""

@@ -21,7 +21,7 @@ from .arena cimport epoch_advance, epoch_oldest_pin, extent_free, heap_free
 from .atomics cimport atomic_store_u32, atomic_store_u64, ff_seeded_bug, prefetch
 from .builder cimport Entity, Pending, Piece, Retired, RowRef, ref_compare, vector_add, vector_clear
 from .columns cimport batch_encode, batch_sequence, key_at, key_size
-from .entity cimport entity_begin, entity_delete, entity_prepare, entity_remember
+from .entity cimport entity_begin, entity_delete, entity_prepare, entity_remember, entity_replace
 from .index cimport slot_find, slots_alloc, slots_mask, slots_of, slots_rehash, slots_size
 from .layout cimport BlockHeader, Slot
 from .status cimport ARENA_FULL, NO_MEMORY, OK
@@ -77,6 +77,9 @@ cdef void grouping_free(Grouping* group) noexcept nogil:
     free(group.following)
     free(group.last)
     free(group.table)
+    free(group.replaced.data)
+    free(group.replaced_at)
+    free(group.replaced_counts)
     memset(group, 0, sizeof(Grouping))
 
 
@@ -174,6 +177,7 @@ cdef Status group_prepare(
     cdef uint32_t j
     cdef int64_t row = i
     cdef bint is_sorted = True
+    cdef uint64_t* replaced
     cdef Status status
     if count > 1:
         refs = <RowRef*>malloc(count * sizeof(RowRef))
@@ -190,7 +194,11 @@ cdef Status group_prepare(
         row = group.following[row]
     if not is_sorted:
         qsort(refs, count, sizeof(RowRef), ref_compare)
-    status = entity_prepare(entity, refs, count)
+    if group.replaced_counts == NULL or group.replaced_counts[i] == 0:
+        status = entity_prepare(entity, refs, count)
+    else:
+        replaced = <uint64_t*>group.replaced.data + group.replaced_at[i]
+        status = entity_replace(entity, refs, count, replaced, group.replaced_counts[i])
     if count > 1:
         free(refs)
     return status

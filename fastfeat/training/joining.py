@@ -131,7 +131,7 @@ def answered(join: ViewJoin, asked: Asked, rows: pa.Table, heads: pa.Table | Non
     """
     clock = Clock(None)
     arena = Arena(CAPACITY_MIN + CAPACITY_FACTOR * rows.nbytes)
-    table = whole_table(arena, clock, join.view, join.view.ttl_us)
+    table = whole_table(arena, clock, join.view, join.view.ttl_us, join.view.event_id)
     if heads is not None and heads.num_rows:
         table.prepare_heads(entity_columns(join.view, heads), heads_of(heads)).commit()
     for batch in rows.combine_chunks().to_batches():
