@@ -22,9 +22,10 @@ from hypothesis.strategies import SearchStrategy
 from fastfeat.aggregation import FUNCTIONS, MOMENTS, OPERATORS, SCALARS, Aggregation, Condition
 from fastfeat.dtypes import KEY_TYPES, LIST_ELEMENTS, SCALAR_WIDTH, VECTOR_ELEMENTS, DType
 from fastfeat.durations import duration_us
-from fastfeat.schema import EVENT_ID_TYPES, Entity, FeatureView, Field, View, WindowView
+from fastfeat.schema import EVENT_ID_TYPES, Entity, FeatureView, Field, WindowView
 from fastfeat.times import TIME_MAX_US, TIME_MIN_US
 
+Readable = FeatureView | WindowView
 START_US = 1_700_000_000_000_000  # the driven clock's first moment
 INTEGERS = {name: np.iinfo(name) for name in SCALAR_WIDTH if "int" in name}
 
@@ -115,7 +116,7 @@ class World:
     key_pools: Mapping[str, Sequence[int | str]]  # join key -> values
     windows: Sequence[WindowView] = ()
 
-    def keys(self, view: View) -> list[tuple[int | str, ...]]:
+    def keys(self, view: Readable) -> list[tuple[int | str, ...]]:
         """Three or four at most, so that rows meet; of eight every third, so that each part differs somewhere."""
         every = list(product(*(self.key_pools[name] for name in view.entity.join_keys)))
         return every[:: 3 if len(every) > 4 else 1]
@@ -293,12 +294,11 @@ def views_of_state(entity: Entity) -> SearchStrategy[FeatureView]:
     return views("state", entity)
 
 
-def edges_us(view: View) -> list[int]:
+def edges_us(view: Readable) -> list[int]:
     """Distances in time at which answers of the view may turn."""
     spans = [0, 1, 10, 1_000_000]
     if isinstance(view, WindowView):
         return sorted({*spans, *(us for each in view.features for us in (each.delay_us, each.reach_us))})
-    assert isinstance(view, FeatureView)
     if view.ttl_us is not None:
         spans += [view.ttl_us, view.ttl_us + 1]
     if isinstance(view.keep, timedelta):

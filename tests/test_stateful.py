@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from fastfeat import BeforeHistory, DataError, FeatureService, FeatureView, Field, Status, Store, connect
 from fastfeat.dtypes import DType
-from fastfeat.schema import View, WindowView
+from fastfeat.schema import WindowView
 from fastfeat.times import TIME_MAX_US, TIME_MIN_US
 
 from .model import Answer, Entity, Key, Model, check_equal, matrix_cells, value_bits
@@ -32,6 +32,7 @@ from .strategies import (
     SHAPES,
     SPANS,
     START_US,
+    Readable,
     World,
     edges_us,
     row_dicts,
@@ -44,7 +45,7 @@ from .strategies import (
 from .test_client import Awaited
 
 CAPACITY = 8 << 20
-FeatureName = tuple[View, int]  # a view and the position of one of its fields
+FeatureName = tuple[Readable, int]  # a view and the position of one of its fields
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -69,7 +70,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.apply(view)
 
     @property
-    def readable(self) -> list[FeatureView | WindowView]:
+    def readable(self) -> list[Readable]:
         return [*self.world.views, *self.world.windows]
 
     # --- writes
@@ -233,7 +234,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.sweep_view(view, start=0)
         self.store.close()
 
-    def sweep_view(self, view: FeatureView | WindowView, start: int) -> None:
+    def sweep_view(self, view: Readable, start: int) -> None:
         """Read every key where answers turn, one key per read so that no refusal hides another's answer."""
         features: list[FeatureName] = [(view, i) for i in range(len(view.schema))]
         rows = self.rows_of(view)
@@ -263,21 +264,21 @@ class StoreMachine(RuleBasedStateMachine):
     def draw_view(self, data: st.DataObject) -> FeatureView:
         return data.draw(st.sampled_from(list(self.world.views)), "view")
 
-    def entities_of(self, view: View) -> Mapping[Key, Entity]:
+    def entities_of(self, view: Readable) -> Mapping[Key, Entity]:
         return self.model.entities[view.source.name if isinstance(view, WindowView) else view.name]
 
-    def rows_of(self, view: View) -> list[Any]:
+    def rows_of(self, view: Readable) -> list[Any]:
         return [row for entity in self.entities_of(view).values() for row in entity.rows]
 
-    def event_times(self, view: View) -> st.SearchStrategy[int]:
+    def event_times(self, view: Readable) -> st.SearchStrategy[int]:
         near = times_near([self.now_us, *self.near_times(view)], edges_us(view))
         return st.integers(0, 19).flatmap(lambda n: near if n else st.sampled_from([TIME_MIN_US, TIME_MAX_US - 10]))
 
-    def near_times(self, view: View) -> set[int]:
+    def near_times(self, view: Readable) -> set[int]:
         """Event times of rows, but for the ends of time, next to which there may be none."""
         return {row.event_us for row in self.rows_of(view)} - {TIME_MIN_US, TIME_MAX_US - 10}
 
-    def created_times(self, view: View) -> st.SearchStrategy[int]:
+    def created_times(self, view: Readable) -> st.SearchStrategy[int]:
         known = self.entities_of(view).values()
         deletes = {entity.deleted_before_us for entity in known if entity.deleted_before_us is not None}
         created = {row.created_us for row in self.rows_of(view) if abs(row.created_us - START_US) < 10**12}
@@ -292,7 +293,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def draw_features(self, data: st.DataObject) -> list[FeatureName]:
         every = [(view.name, i) for view in self.readable for i in range(len(view.schema))]
-        by_name: dict[str, View] = {view.name: view for view in self.readable}
+        by_name: dict[str, Readable] = {view.name: view for view in self.readable}
         chosen = data.draw(st.lists(st.sampled_from(every), min_size=1, max_size=4, unique=True), "features")
         return [(by_name[name], i) for name, i in chosen]
 
