@@ -167,12 +167,11 @@ class ComputedPlan:
     def _answer(
         self, request: Mapping[str, Column], stamps: Any, columns: Sequence[Column], count: int, moments: Any
     ) -> Answer:
-        found: dict[str, Typed] = {field.name: (field.dtype, request[field.name]) for field in self.request_fields}
-        found[EVENT_TIMESTAMP] = MOMENT, (np.ones(count, np.uint8), moments, None)
+        stored: dict[str, Typed] = {}
         if self._inner is not None:
             typed = zip(self._inner.dtypes, columns, strict=True)
-            found |= zip(self._inner.features, typed, strict=True)
-        evaluate(self._functions, found, count)
+            stored.update(zip(self._inner.features, typed, strict=True))
+        found = evaluate(self._functions, request, stored, moments)
         statuses = np.full((len(self.views), count), Status.PRESENT, np.uint8)
         event_times = np.zeros((len(self.views), count), np.int64)
         if stamps is not None:
@@ -202,11 +201,20 @@ def request_fields(functions: Sequence[OnDemandFeatureView]) -> tuple[Any, ...]:
     return tuple(fields.values())
 
 
-def evaluate(functions: Sequence[OnDemandFeatureView], found: dict[str, Typed], count: int) -> None:
-    """Call the functions, in this order, on `count` entities; what they return is put into `found`.
+def evaluate(
+    functions: Sequence[OnDemandFeatureView],
+    request: Mapping[str, Column],
+    stored: Mapping[str, Typed],
+    moments: NDArray[np.int64],
+) -> dict[str, Typed]:
+    """Call the functions, in this order, on a batch: "view:feature" -> type and column, stored and computed.
 
-    found: "view:feature" -> its type and column; the name of a request field -> its. Raises DataError.
+    request: of `request_fields(functions)`, by name. moments: of each entity's read, us. Raises DataError.
     """
+    count = len(moments)
+    found = dict(stored)
+    found |= {field.name: (field.dtype, request[field.name]) for field in request_fields(functions)}
+    found[EVENT_TIMESTAMP] = MOMENT, (np.ones(count, np.uint8), moments, None)
     for each in functions:
         returned = call(each, Inputs(each, found)) if count else {field.name: [] for field in each.schema}
         for field in each.schema:
@@ -218,6 +226,7 @@ def evaluate(functions: Sequence[OnDemandFeatureView], found: dict[str, Typed], 
                 at = int(np.argmin(column[0]))
                 raise DataError(f"{what}: entity {at}: the function returns a null, and it is declared nullable=False")
             found[f"{each.name}:{field.name}"] = field.dtype, column
+    return found
 
 
 def call(view: OnDemandFeatureView, inputs: Inputs) -> Mapping[str, Any]:

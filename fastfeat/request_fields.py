@@ -205,6 +205,8 @@ def arrow_column(dtype: DType, values: Any, what: str) -> Column:
     cells = cast_for(array.type, dtype, what)(array, faults)
     if faults.reasons:
         raise DataError(f"entity {int(np.argmax(faults.bad))}: {next(iter(faults.reasons))}")
+    if dtype.element == "timestamp":  # which Python's datetime does not reach everywhere in Arrow
+        cells = cells.cast(pa.list_(pa.int64()))
     if not dtype.is_scalar_number:
         return encode_column(dtype, cells.to_pylist(), what)
     valid = cells.is_valid().to_numpy(zero_copy_only=False).view(np.uint8)

@@ -18,13 +18,17 @@ import pyarrow as pa
 from .._core.arena import Arena
 from .._core.plan import Plan
 from .._core.table import Clock
-from ..applied import NOTHING, Definitions, check_features, merged, service_of
+from ..applied import NOTHING, Definitions, check_features, merged, needed, service_of
+from ..computed import request_fields
 from ..definitions import Definition
+from ..dtypes import DType
 from ..durable import whole_table
 from ..errors import DataError
+from ..ondemand import OnDemandFeatureView
 from ..result import arrow_array
 from ..rows import batch_of_rows, entity_columns, heads_of, rows_schema
 from ..schema import Feature, FeatureService, FeatureView, View, parse_features
+from .computing import with_computed
 from .labels import Asked, Known, asked_of, check_columns
 
 CAPACITY_MIN: Final = 64 << 20  # reserved, not used
@@ -53,9 +57,15 @@ class ViewJoin:
 
 @dataclass(frozen=True)
 class Request:
-    """Features to join: one ViewJoin per stored view, and what the labels must have."""
+    """Features to join: one ViewJoin per stored view, and what the labels must have.
 
+    stored: the features to join, those asked first; functions: that compute others of them, in order.
+    """
+
+    definitions: Definitions
     features: tuple[Feature, ...]
+    stored: tuple[Feature, ...]
+    functions: tuple[OnDemandFeatureView, ...]
     joins: tuple[ViewJoin, ...]
 
     @property
@@ -65,13 +75,16 @@ class Request:
     @property
     def fields(self) -> list[pa.Field]:
         """The columns that are added to the labels."""
-        dtypes: dict[str, Any] = {
-            f"{name}:{field.name}": field.dtype
-            for join in self.joins
-            for name, view in join.definitions.readable.items()
-            for field in view.schema
-        }
-        return [pa.field(str(each), dtypes[str(each)].arrow()) for each in self.features]
+        return [pa.field(str(each), self.dtype(each).arrow()) for each in self.features]
+
+    @property
+    def request_fields(self) -> list[str]:
+        """The columns of the labels that functions read."""
+        return [field.name for field in request_fields(self.functions)]
+
+    def dtype(self, feature: Feature) -> DType:
+        view = self.definitions.readable[feature.view]
+        return next(field.dtype for field in view.schema if field.name == feature.field)
 
 
 def request_of(features: Features, definitions: Definitions) -> Request:
@@ -84,14 +97,15 @@ def request_of(features: Features, definitions: Definitions) -> Request:
     else:
         wanted = parse_features(features, "the training set")
     check_features(wanted, definitions.readable, "the training set")
+    stored, functions = needed(wanted, definitions.readable)
     by_view: dict[str, list[int]] = {}
-    for place, feature in enumerate(wanted):
+    for place, feature in enumerate(stored):
         by_view.setdefault(definitions.stored(feature.view).name, []).append(place)
     joins = [
-        ViewJoin(definitions, trimmed(definitions, name, [wanted[i] for i in places]), pick(wanted, places), (*places,))
+        ViewJoin(definitions, trimmed(definitions, name, [stored[i] for i in places]), pick(stored, places), (*places,))
         for name, places in by_view.items()
     ]
-    return Request(tuple(wanted), tuple(joins))
+    return Request(definitions, tuple(wanted), tuple(stored), tuple(functions), tuple(joins))
 
 
 def pick(features: Sequence[Feature], places: Iterable[int]) -> tuple[Feature, ...]:
@@ -115,7 +129,7 @@ def trimmed(definitions: Definitions, name: str, features: Sequence[Feature]) ->
 
 def check_labels(schema: pa.Schema, request: Request, event_time: str) -> None:
     """Raises DataError: a column is missing, or a feature's name is taken."""
-    check_columns(schema, [*request.keys, event_time])
+    check_columns(schema, [*request.keys, event_time, *request.request_fields])
     for feature in request.features:
         if str(feature) in schema.names:
             raise DataError(f"labels: there is a column {str(feature)!r} already, as the feature is called; rename it")
@@ -165,17 +179,23 @@ def join_bucket(
     request = request_of(features, merged(NOTHING, list(definitions)))
     check_labels(labels.schema, request, event_time)
     asked = asked_of(labels, request.keys, event_time, known)
-    columns: list[Any] = [None] * len(request.features)
+    columns: list[Any] = [None] * len(request.stored)
     for join in request.joins:
         schema = rows_schema(join.view)
         given = rows.get(join.view.name)
         some = schema.empty_table() if given is None else given.select(schema.names).cast(schema)
         for place, column in zip(join.places, answered(join, asked, some), strict=True):
             columns[place] = column
-    return with_columns(labels, request, columns)
+    return with_columns(labels, request, asked, columns)
 
 
-def with_columns(labels: pa.Table, request: Request, columns: Sequence[Any]) -> pa.Table:
+def with_columns(labels: pa.Table, request: Request, asked: Asked, columns: Sequence[Any]) -> pa.Table:
+    """The labels with a column per feature. columns: of the features that are stored."""
+    if request.functions:
+        stored = {
+            str(each): (request.dtype(each), column) for each, column in zip(request.stored, columns, strict=True)
+        }
+        columns = with_computed(list(map(str, request.features)), request.functions, labels, asked.event_us, stored)
     for field, column in zip(request.fields, columns, strict=True):
         labels = labels.append_column(field, column)
     return labels

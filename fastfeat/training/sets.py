@@ -53,7 +53,7 @@ Answers = list[tuple[NDArray[np.int64], list[Any]]]  # which labels, and their c
 
 
 class Source(Protocol):
-    """Where answers come from: a column per feature of the request, in the labels' order."""
+    """Where answers come from: a column per stored feature of the request, in the labels' order."""
 
     def answer(self, asked: Asked) -> list[Any]: ...
 
@@ -66,9 +66,12 @@ class Tables:
 
     def __init__(self, request: Request, definitions: Definitions, clock: Clock) -> None:
         self._request = request
-        self._plan = Plan(clock, definitions.plan_items(request.features, definitions.tables))
+        items = definitions.plan_items(request.stored, definitions.tables)
+        self._plan = Plan(clock, items) if items else None
 
     def answer(self, asked: Asked) -> list[Any]:
+        if self._plan is None:  # all is computed from the labels' own columns
+            return []
         parts = []
         for start in range(0, len(asked), BATCH_ROWS_MAX):  # so that a writer does not wait long for its memory
             some = asked.slice(start, BATCH_ROWS_MAX)
@@ -86,7 +89,7 @@ class Buckets:
         self._chunk_size = chunk_size
 
     def answer(self, asked: Asked) -> list[Any]:
-        columns: list[Any] = [None] * len(self._request.features)
+        columns: list[Any] = [None] * len(self._request.stored)
         with ThreadPoolExecutor(WORKERS, "fastfeat-training") as pool:
             for join in self._request.joins:
                 parts = list(pool.map(lambda part, join=join: self._bucket(join, asked, *part), by_bucket(join, asked)))
@@ -177,7 +180,7 @@ def training_set(
         with load_progress("labels", examples) if progress else nullcontext(ignore_rows) as advance:
             for chunk in examples.chunks(LABEL_ROWS_MAX, size_max):
                 asked = asked_of(chunk, request.keys, event_time, known)
-                joined = with_columns(chunk, request, source.answer(asked))
+                joined = with_columns(chunk, request, asked, source.answer(asked))
                 yield from joined.to_batches(BATCH_ROWS_MAX)
                 advance(chunk.num_rows)
 
