@@ -49,6 +49,7 @@ GROUPS = {
     "shared.full": "shared:measure_full",
     "workers.load": "workers:measure_load",
     "workers.scale": "workers:measure_scale",
+    "windows": "windows:measure",
 }
 SIGNS = {"at_most": "<=", "at_least": ">="}
 DISTRIBUTIONS = ("fastfeat", "numpy", "pyarrow", "msgpack", "uvloop", "cython", "redis", "hiredis")
