@@ -270,6 +270,7 @@ class Reads:
             (store.plan([*texts, *numbers]), users, range(2)),
             (store.plan(["pairs:title", "pairs:weight"]), places, range(2)),
         ):
+            assert isinstance(plan, Plan)
             number = self.session.add_plan(plan)
             for as_of, known_at in times:
                 self.add_native(plan, keys, as_of, known_at)
