@@ -9,11 +9,13 @@
 Promise:     the answers of the writer's own Store at that moment, except for rows that only its history has:
              BeforeHistory. While the writer is gone, the last state that it published.
 Concurrency: any number of threads. A child of fork reads on, under slots of its own.
-Errors:      StorageError: no such arena, or not one of this version. Every write raises ReadOnly.
+Errors:      StorageError: no such arena, one of another version, another user's with functions in its definitions.
+             Every write raises ReadOnly.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -53,14 +55,16 @@ class AttachedStore(Store):
         self._has_moved = False
         self._is_closed = threading.Event()
         self._catalogue_at = 0
-        self._attach(attach(name))
+        self._owner = 0
+        self._attach(*attach(name))
         thread = threading.Thread(target=map_pages, args=(weakref.ref(self), self._is_closed), daemon=True)
         thread.start()
 
-    def _attach(self, arena: Arena) -> None:
-        """Read from this arena from now on, by what its catalogue says."""
+    def _attach(self, arena: Arena, owner: int) -> None:
+        """Read from this user's arena from now on, by what its catalogue says."""
         # Why the offset first: a catalogue published in between is then met again, not missed.
         catalogue_at, catalogue = arena.catalogue_at, Catalogue.of(arena)
+        check_functions(catalogue, owner, self.name)
         before, self._definitions = self._definitions, NOTHING
         was, self._arena = self._arena, arena
         try:
@@ -70,6 +74,7 @@ class AttachedStore(Store):
             raise
         self._put(now)
         self._catalogue_at = catalogue_at
+        self._owner = owner
 
     def _follow(self) -> None:
         """Move to what is there now. Keeps what it has where the newest arena can't be read yet."""
@@ -78,7 +83,7 @@ class AttachedStore(Store):
             if arena.is_current(self._catalogue_at):
                 return
             try:
-                self._attach(attach(self.name) if arena.superseded else arena)
+                self._attach(*(attach(self.name) if arena.superseded else (arena, self._owner)))
             except StorageError:
                 return
             self._has_moved = True
@@ -178,6 +183,15 @@ class AttachedStore(Store):
         """Let go of the arena once the last read ends."""
         self._is_closed.set()
         super().close()
+
+
+def check_functions(catalogue: Catalogue, owner: int, name: str) -> None:
+    """Raises StorageError: functions of on-demand features that another user wrote would run as this one's code."""
+    if owner not in (0, os.geteuid()) and any(each["type"] == "on_demand" for each in catalogue.definitions):
+        raise StorageError(
+            f"the shared arena {name!r} is user {owner}'s, and its definitions have functions, which would run as code"
+            " of this user: read it as its owner, or by message from its server"
+        )
 
 
 def map_pages(reference: weakref.ref[AttachedStore], is_closed: threading.Event) -> None:

@@ -95,11 +95,16 @@ class Sharing:
         """The arena that a process let go of in this state, and what is in it; None where there is no such."""
         generation = current_generation(self.directory)
         try:
-            there = open_arena(self.directory, generation)
+            there, owner = open_arena(self.directory, generation)
             catalogue = Catalogue.of(there)
-            if not there.is_clean or catalogue.state != state or there.capacity != capacity_bytes & -PAGE:
+            if (
+                owner != os.geteuid()
+                or not there.is_clean
+                or catalogue.state != state
+                or there.capacity != capacity_bytes & -PAGE
+            ):
                 return None
-            arena = open_arena(self.directory, generation, is_resumed=True)
+            arena, _ = open_arena(self.directory, generation, is_resumed=True)
         except (OSError, StorageError):
             return None
         self.generation = generation
@@ -221,8 +226,8 @@ class Sharing:
         return found
 
 
-def attach(name: str) -> Arena:
-    """The newest arena of this name, to be read. Raises StorageError."""
+def attach(name: str) -> tuple[Arena, int]:
+    """The newest arena of this name, to be read, and the user whom it belongs to. Raises StorageError."""
     directory = shared_directory(name)
     for _ in range(ATTEMPTS):
         generation = current_generation(directory)
@@ -235,8 +240,8 @@ def attach(name: str) -> Arena:
     )
 
 
-def open_arena(directory: str, generation: int, *, is_resumed: bool = False) -> Arena:
-    """An arena to be read, or to be gone on with by a new writer. Raises FileNotFoundError, StorageError."""
+def open_arena(directory: str, generation: int, *, is_resumed: bool = False) -> tuple[Arena, int]:
+    """An arena to be read, or to be gone on with by a new writer, and its owner. FileNotFoundError, StorageError."""
     flags = os.O_CLOEXEC | (os.O_RDWR if is_resumed else os.O_RDONLY)
     try:
         with ExitStack() as closing:
@@ -244,7 +249,8 @@ def open_arena(directory: str, generation: int, *, is_resumed: bool = False) -> 
             closing.callback(os.close, arena_fd)
             readers_fd = os.open(os.path.join(directory, f"readers.{generation}"), os.O_RDWR | os.O_CLOEXEC)
             closing.callback(os.close, readers_fd)
-            return Arena(fd=arena_fd, readers_fd=readers_fd, is_resumed=is_resumed, is_reader=not is_resumed)
+            arena = Arena(fd=arena_fd, readers_fd=readers_fd, is_resumed=is_resumed, is_reader=not is_resumed)
+            return arena, os.fstat(arena_fd).st_uid
     except PermissionError as error:
         raise StorageError(
             f"{error.filename} may not be read by this user; serve with --group and a group that it is in"

@@ -146,8 +146,16 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_definitions(str(tmp_path / "absent.py"))
 
 
+REQUEST = {"amount": "float64", "is_new": "bool", "since": "timestamp"}
+
+
 def test_entities_are_parsed_by_the_types_of_their_keys() -> None:
-    types = {"origin": "string", "user_id": "int64"}
+    types = {"origin": "string", "user_id": "int64"} | REQUEST
+    moment = datetime(2013, 7, 4, 15, tzinfo=UTC)
+    fields = {"amount": -1.5, "is_new": True, "since": moment}
+    assert read.parse_entity("amount=-1.5,is_new=true,since=2013-07-04T15:00Z", types) == fields
+    assert read.parse_entity('{"amount": -1.5, "is_new": true, "since": "2013-07-04T15:00Z"}', types) == fields
+    assert read.parse_entity('{"since": 5, "amount": null}', types) == {"since": 5, "amount": None}
     assert read.parse_entity("origin=7,user_id=7", types) == {"origin": "7", "user_id": 7}
     assert read.parse_entity("origin=a=b", types) == {"origin": "a=b"}
     assert read.parse_entity('{"origin": "a,b"}', types) == {"origin": "a,b"}
@@ -158,14 +166,21 @@ def test_entities_are_parsed_by_the_types_of_their_keys() -> None:
     [
         ("user_id", "is not key=value"),
         ("=7", "is not key=value"),
-        ("user=7", "no view has the join key 'user'; there are origin, user_id"),
-        ("user_id=seven", "is not an integer, and the key is int64"),
+        (
+            "user=7",
+            "no view has the join key or request field 'user'; there are amount, is_new, origin, since, user_id",
+        ),
+        ("user_id=seven", "is not an integer, and it is int64"),
+        ("amount=much", "is not a number, and it is float64"),
+        ("is_new=1", "is not true or false, and it is bool"),
+        ("since=today", "is not a moment such as 2013-07-04T15:00Z, and it is timestamp"),
+        ('{"since": "today"}', "is not a moment"),
         ("{", "is not JSON"),
     ],
 )
 def test_entities_that_do_not_parse_are_explained(text: str, says: str) -> None:
     with pytest.raises(BadParameter, match=says):
-        read.parse_entity(text, {"origin": "string", "user_id": "int64"})
+        read.parse_entity(text, {"origin": "string", "user_id": "int64"} | REQUEST)
 
 
 def test_one_word_is_a_service_and_colons_are_features() -> None:
@@ -217,6 +232,19 @@ def test_the_default_url_is_the_servers_default_port() -> None:
 
 # --- against a running server -------------------------------------------------------------------------------------
 
+ON_DEMAND = """
+from fastfeat import on_demand_feature_view
+
+@on_demand_feature_view(
+    inputs=[profile["balance"]],
+    request=[Field("amount", "float64"), Field("when", "timestamp")],
+    schema=[Field("left", "float64"), Field("is_night", "bool")],
+)
+def purchase(inputs):
+    hour = inputs["when"] // 3_600_000_000 % 24
+    return {"left": inputs["balance"] - inputs["amount"], "is_night": (hour >= 22) | (hour < 6)}
+"""
+
 ROWS = """user_id,event_timestamp,age,balance
 7,2026-03-02T00:00:00Z,41,120.0
 7,2026-03-06T00:00:00Z,41,80.5
@@ -228,7 +256,7 @@ ROWS = """user_id,event_timestamp,age,balance
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of the definitions above with the rows above, in its own process."""
     path = tmp_path_factory.mktemp("served") / "served_features.py"
-    path.write_text(DEFINITIONS, encoding="utf-8")
+    path.write_text(DEFINITIONS + ON_DEMAND, encoding="utf-8")
     rows = path.with_name("rows.csv")
     rows.write_text(ROWS, encoding="utf-8")
     with served(str(path), "--load", f"profile={rows}") as url:
@@ -258,6 +286,16 @@ def test_get_as_json_is_one_document_for_all_entities(url: str, capsys: pytest.C
     assert there["views"]["profile"]["status"] == "PRESENT"
     assert absent["values"] == {"profile:age": None, "profile:balance": None}
     assert absent["views"]["profile"] == {"status": "NOT_FOUND", "event_time_us": 0}
+
+
+def test_get_takes_request_fields_beside_the_keys(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["get", "purchase:left", "purchase:is_night", "-e", "user_id=8,amount=1.25,when=2026-03-06T23:30Z"]
+    [answer] = json.loads(printed([*words, "--json", "--url", url], capsys))
+    assert answer["values"] == {"purchase:left": 2.25, "purchase:is_night": True}
+    assert answer["entity"] == {"user_id": 8, "amount": 1.25, "when": "2026-03-06T23:30:00+00:00"}
+    assert "is_night" in printed([*words, "--url", url], capsys)
+    shown = printed(["info", "--url", url], capsys)
+    assert all(text in shown for text in ("on-demand views", "purchase", "amount, when"))
 
 
 def test_info_shows_what_the_server_holds(url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,18 +21,22 @@ from fastfeat import (
     Field,
     Receipt,
     RemoteProtocolError,
+    StorageError,
     Store,
+    UnknownView,
     connect,
     on_demand_feature_view,
 )
+from fastfeat.attached import AttachedStore
 from fastfeat.client import Client
 from fastfeat.client.prepared import prepared
 from fastfeat.client.shared import SharedClient
+from fastfeat.shared import attach
 
 from .serving import Raw, serving
 from .test_client import Awaited
 from .test_faces import Piped
-from .test_ondemand import HOUR_US, NOW_US, REQUESTS, ROWS, fill, moment
+from .test_ondemand import HOUR_US, NOW_US, PROFILE, REQUESTS, ROWS, fill, moment, transaction_checks
 from .test_workers import service
 
 NUMBERS = ["spending:share", "profile:age", "transaction_checks:is_night_time_transaction", "summary:score"]
@@ -171,6 +175,23 @@ def test_receipts_carry_request_fields_through_every_face(tmp_path: Path) -> Non
             same(got, expected)
             assert got.receipt == expected.receipt
             same(face.replay(Receipt.from_json(got.receipt.to_json())), expected)
+
+
+def test_functions_of_another_users_arena_are_not_run(
+    store: Store, shared: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(16 << 20, shared=f"{shared}.plain") as plain:
+        plain.apply(PROFILE)
+        monkeypatch.setattr("fastfeat.attached.attach", lambda name: (attach(name)[0], 12_345))
+        with pytest.raises(StorageError, match=r"is user 12345's, and its definitions have functions"):
+            AttachedStore(shared)
+        with AttachedStore(f"{shared}.plain") as other:
+            plain.apply(transaction_checks)
+            with pytest.raises(UnknownView):
+                other.get_online_features(NIGHT, {"transaction_time": [0]})
+    monkeypatch.undo()
+    with AttachedStore(shared) as mine:
+        assert mine.get_online_features(NIGHT, {"transaction_time": [0]}).to_dict() == {NIGHT[0]: [True]}
 
 
 # The wire -------------------------------------------------------------------------------------------------------------

@@ -100,13 +100,13 @@ def time_server(url: str, features: list[str], entity: list[str], requests: int)
     import fastfeat
 
     from .output import measure, percentiles
-    from .read import join_keys, parse_entity, wanted_features
+    from .read import given_types, parse_entity, wanted_features
 
     if not features or not entity:
         raise typer.BadParameter("name features and at least one --entity to ask for", param_hint="--url")
     wanted = wanted_features(features)
     with fastfeat.connect(url) as client:
-        rows = [parse_entity(text, join_keys(client.info())) for text in entity]
+        rows = [parse_entity(text, given_types(client.info())) for text in entity]
         ping = percentiles(measure(lambda _: client.ping(), requests))
         read = percentiles(measure(lambda _: client.get_online_features(wanted, rows), requests))
     return [{"from": "ping", "batch": 0, **ping}, {"from": url, "batch": len(rows), **read}]

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from fastfeat.receipts import Receipt
     from fastfeat.result import Result
 
+WRITTEN = {
+    "float32": "a number",
+    "float64": "a number",
+    "timestamp": "a moment such as 2013-07-04T15:00Z",
+    "bool": "true or false",
+}
 INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
@@ -38,6 +44,8 @@ def get(
 
     Example: fastfeat get departure_delay -e origin=EWR,tailnum=N14228 --as-of 2013-01-01T10:15Z
 
+    Request fields of on-demand features go beside the keys: -e user_id=7,amount=12.5,paid_at=2013-01-01T23:30Z.
+
     An entity that is not there is an answer (NOT_FOUND, EXPIRED, DELETED), not an error. With --json and --receipt the
     document is {"answers": [...], "receipt": {...}}.
     """
@@ -47,7 +55,7 @@ def get(
         raise typer.BadParameter("name at least one entity", param_hint="--entity")
     moment, known = option_time(as_of, "--as-of"), option_time(known_at, "--known-at")
     with fastfeat.connect(url) as client:
-        key_types = join_keys(client.info())
+        key_types = given_types(client.info())
         rows = [parse_entity(text, key_types) for text in entity]
         result = client.get_online_features(
             wanted_features(features), rows, as_of=moment, known_at=known, receipt=receipt
@@ -108,15 +116,17 @@ def option_time(text: str | None, option: str) -> datetime | None:
         raise typer.BadParameter(str(error), param_hint=option) from None
 
 
-def join_keys(info: Mapping[str, Any]) -> dict[str, str]:
-    """Join key -> its type, over all views of the server."""
-    return {key: str(kind) for view in info["views"].values() for key, kind in view["join_keys"].items()}
+def given_types(info: Mapping[str, Any]) -> dict[str, str]:
+    """What comes with an entity -> its type: the join keys and request fields of all views of the server."""
+    fields = [field for view in info.get("on_demand", {}).values() for field in view["request"]]
+    keys = {key: str(kind) for view in info["views"].values() for key, kind in view["join_keys"].items()}
+    return {field["name"]: str(field["dtype"]) for field in fields} | keys
 
 
 def parse_entity(text: str, key_types: Mapping[str, str]) -> dict[str, object]:
-    """Join keys of one entity from "key=value,key=value", or from a JSON object where values hold commas."""
+    """Keys and request fields of one entity from "key=value,key=value", or a JSON object where values hold commas."""
     if text.startswith("{"):
-        return parse_json_entity(text)
+        return parse_json_entity(text, key_types)
     row: dict[str, object] = {}
     for part in text.split(","):
         key, equals, value = part.partition("=")
@@ -124,28 +134,40 @@ def parse_entity(text: str, key_types: Mapping[str, str]) -> dict[str, object]:
             raise typer.BadParameter(f"{part!r} is not key=value", param_hint="--entity")
         if key not in key_types:
             known = ", ".join(sorted(key_types))
-            raise typer.BadParameter(f"no view has the join key {key!r}; there are {known}", param_hint="--entity")
-        row[key] = parse_key(key, value, key_types[key])
+            raise typer.BadParameter(
+                f"no view has the join key or request field {key!r}; there are {known}", param_hint="--entity"
+            )
+        row[key] = parse_value(key, value, key_types[key])
     return row
 
 
-def parse_json_entity(text: str) -> dict[str, object]:
+def parse_json_entity(text: str, key_types: Mapping[str, str]) -> dict[str, object]:
     try:
-        row = json.loads(text)
+        row = dict(json.loads(text))
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not JSON: {error}", param_hint="--entity") from None
-    return dict(row)
+    is_time = {key: key_types.get(key) == "timestamp" and isinstance(value, str) for key, value in row.items()}
+    return {key: parse_value(key, value, "timestamp") if is_time[key] else value for key, value in row.items()}
 
 
-def parse_key(key: str, value: str, kind: str) -> object:
-    if kind not in INTEGERS:
-        return value
+def parse_value(key: str, value: str, kind: str) -> object:
+    """A key's or request field's value of its text. Raises BadParameter: it is no such value."""
+    from .output import parse_time
+
     try:
-        return int(value)
-    except ValueError:
+        if kind in INTEGERS:
+            return int(value)
+        if kind in ("float32", "float64"):
+            return float(value)
+        if kind == "timestamp":
+            return parse_time(value)
+        if kind == "bool":
+            return {"true": True, "false": False}[value]
+    except (KeyError, ValueError):
         raise typer.BadParameter(
-            f"{key}={value!r} is not an integer, and the key is {kind}", param_hint="--entity"
+            f"{key}={value!r} is not {WRITTEN.get(kind, 'an integer')}, and it is {kind}", param_hint="--entity"
         ) from None
+    return value
 
 
 def show_result(result: Result, rows: Sequence[Mapping[str, object]], as_json: bool, with_receipt: bool) -> None:
@@ -211,6 +233,15 @@ def info(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
             for name, view in found["views"].items()
         ),
     )
+    if found.get("on_demand"):
+        print_table(
+            "on-demand views",
+            ("view", "request fields", "features", "source's hash"),
+            (
+                (name, ", ".join(each["name"] for each in view["request"]), len(view["fields"]), view["hash"][:12])
+                for name, view in found["on_demand"].items()
+            ),
+        )
     print_table("services", ("service", "features"), ((n, len(f)) for n, f in found["services"].items()))
     arena = found["arena"]
     share = arena["used"] / arena["capacity"]
