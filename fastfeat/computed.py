@@ -216,7 +216,7 @@ def evaluate(
     found |= {field.name: (field.dtype, request[field.name]) for field in request_fields(functions)}
     found[EVENT_TIMESTAMP] = MOMENT, (np.ones(count, np.uint8), moments, None)
     for each in functions:
-        returned = call(each, Inputs(each, found)) if count else {field.name: [] for field in each.schema}
+        returned = call(each, Inputs(each.names, found)) if count else {field.name: [] for field in each.schema}
         for field in each.schema:
             what = f"feature '{each.name}:{field.name}'"
             column = column_of(field.dtype, returned[field.name], what)
@@ -255,24 +255,19 @@ def call(view: OnDemandFeatureView, inputs: Inputs) -> Mapping[str, Any]:
 class Inputs(Mapping[str, Any]):
     """What a function reads: input -> array with one value per entity, read-only.
 
-    Names are the features' ("age", or "profile:age" where two views have one of that name) and the request fields'.
+    Names are the fields' ("age", or "profile:age" where two inputs have one of that name) and the request fields'.
     A null is NaN in floats, None in strings, bytes and lists, and 0 or False elsewhere; `valid` tells.
     valid: the same names -> bool array, False where there is no value.
     """
 
-    def __init__(self, view: OnDemandFeatureView, found: Mapping[str, Typed]) -> None:
-        self._view = view
-        fields = [each.field for each in view.inputs]
-        self._columns = {str(each): found[str(each)] for each in view.inputs}
-        self._columns |= {each.field: found[str(each)] for each in view.inputs if fields.count(each.field) == 1}
-        self._columns |= {each.name: found[each.name] for each in view.request}
-        self._names = [each.field if fields.count(each.field) == 1 else str(each) for each in view.inputs]
-        self._names += [each.name for each in view.request]
+    def __init__(self, names: Mapping[str, str], found: Mapping[str, Typed]) -> None:
+        self._names = names
+        self._found = found
         self.valid: Mapping[str, NDArray[np.bool_]] = Valid(self)
 
     def column(self, name: str) -> Typed:
         try:
-            return self._columns[name]
+            return self._found[self._names[name]]
         except KeyError:
             raise KeyError(f"no input {name!r}; there are {', '.join(self._names)}") from None
 
@@ -280,7 +275,7 @@ class Inputs(Mapping[str, Any]):
         return array_of(*self.column(name))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._columns
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -91,6 +91,7 @@ class OnDemandFeatureView(View):
             object.__setattr__(self, key, value)
         self._check(where)
         object.__setattr__(self, "_function", compiled(source, where))
+        object.__setattr__(self, "_names", input_names(self.inputs, self.request))
 
     def _check(self, where: str) -> None:
         if not self.schema:
@@ -114,10 +115,23 @@ class OnDemandFeatureView(View):
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     @property
+    def names(self) -> Mapping[str, str]:
+        """What the function calls its inputs -> "view:feature" or the request field's name."""
+        names: Mapping[str, str] = self._names  # type: ignore[attr-defined]  # no field: it follows from the others
+        return names
+
+    @property
     def function(self) -> Function:
         """The function, made of `source`."""
         function: Function = self._function  # type: ignore[attr-defined]  # no field: two are alike by their source
         return function
+
+
+def input_names(inputs: Sequence[Feature], request: Sequence[Field]) -> Mapping[str, str]:
+    """What a function calls its inputs -> what they are: "age" -> "profile:age", "amount" -> "amount"."""
+    fields = [each.field for each in inputs]
+    names = {each.field if fields.count(each.field) == 1 else str(each): str(each) for each in inputs}
+    return names | {each.name: each.name for each in request}
 
 
 def on_demand_feature_view(

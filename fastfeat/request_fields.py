@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._core.values import encode_column
-from .dtypes import DType
+from .dtypes import SCALAR_WIDTH, DType
 from .errors import DataError
 from .result import python_values
 from .times import TIME_MAX_US, TIME_MIN_US
@@ -36,6 +36,8 @@ INTEGERS: Final = {
     **{f"int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
     **{f"uint{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
 }
+# What an array of exactly this dtype holds fits: nothing is to be checked. (Never ==: None is float64 to NumPy.)
+PLAIN: Final = {name: np.dtype(name) for name in SCALAR_WIDTH if name != "timestamp"}
 PLAIN_TIME: Final = "int64"  # a timestamp as plain values have it: microseconds since 1970 UTC
 
 
@@ -127,12 +129,17 @@ def values_of_wire(dtype: DType, part: Any, what: str) -> Any:
 
 def column_of(dtype: DType, values: Any, what: str) -> Column:
     """Values of any form as a column of the type. Raises DataError that begins with `what`."""
-    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
-        raise DataError(f"{what}: {type(values).__name__} is not a column; give a list or an array of {dtype}")
+    if type(values) is list:
+        return encode_column(dtype, values, what)
+    if type(values) is np.ndarray and values.ndim == 1 and values.dtype is PLAIN.get(dtype.name):
+        data: NDArray[Any] = np.array(values, order="C")
+        return np.ones(len(data), np.uint8), data.view(np.uint8) if dtype.name == "bool" else data, None
     if isinstance(values, np.ndarray):
         return array_column(dtype, values, what)
     if hasattr(values, "__arrow_c_array__") or hasattr(values, "__arrow_c_stream__"):
         return arrow_column(dtype, values, what)
+    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
+        raise DataError(f"{what}: {type(values).__name__} is not a column; give a list or an array of {dtype}")
     return encode_column(dtype, list(values), what)
 
 
@@ -180,9 +187,11 @@ def number_array(dtype: DType, values: NDArray[Any], what: str) -> NDArray[Any]:
         if not low <= int(values.min()) <= int(values.max()) <= high:
             at = next(i for i, value in enumerate(values.ravel().tolist()) if not low <= value <= high)
             raise refusal(what, values, at, f"is outside {low} to {high}, which {name} holds exactly")
+    if name != "float32":
+        return np.array(values, "int64" if name == "timestamp" else name, order="C")
     with np.errstate(over="ignore"):
-        out = np.array(values, "int64" if name == "timestamp" else name, order="C")
-    if name == "float32" and (too_large := np.isinf(out) & np.isfinite(values)).any():
+        out = np.array(values, np.float32, order="C")
+    if (too_large := np.isinf(out) & np.isfinite(values)).any():
         raise refusal(what, values, int(np.argmax(too_large.ravel())), "is too large for float32")
     return out
 

@@ -140,8 +140,8 @@ cdef class PreparedPlan:
     cdef int write_keys(self, Writer* out, int64_t start, int64_t stop) except -1:
         cdef Py_ssize_t column
         cdef int64_t i
-        cdef list more = [] if self.more_columns is None else self.more_columns(start, stop)
-        check(writer_array(out, <uint32_t> (self.request.columns_count + len(more))))
+        cdef list more = None if self.more_columns is None else self.more_columns(start, stop)
+        check(writer_array(out, <uint32_t> (self.request.columns_count + (0 if more is None else len(more)))))
         for column in range(self.request.columns_count):
             if self.request.kinds[column] != STRING:
                 check(writer_bin(out, self.request.columns[column].ints + start, <uint32_t> (8 * (stop - start))))
@@ -149,8 +149,9 @@ cdef class PreparedPlan:
             check(writer_array(out, <uint32_t> (stop - start)))
             for i in range(start, stop):
                 check(writer_str(out, self.request.columns[column].texts[i], self.request.columns[column].sizes[i]))
-        for values in more:
-            writer_object(out, values, DEPTH_MAX)
+        if more is not None:
+            for values in more:
+                writer_object(out, values, DEPTH_MAX)
         return 0
 
 
