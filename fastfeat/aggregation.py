@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from .dtypes import DType
 from .durations import check_duration, duration_text, duration_us
@@ -20,21 +20,10 @@ from .errors import SchemaError
 from .naming import check_name
 from .times import to_us
 
-FUNCTIONS: Final = (
-    "count",
-    "sum",
-    "mean",
-    "min",
-    "max",
-    "first",
-    "last",
-    "std",
-    "var",
-    "count_distinct",
-    "quantile",
-    "last_n",
-    "top_k",
-)
+Function = Literal[
+    "count", "sum", "mean", "min", "max", "first", "last", "std", "var", "count_distinct", "quantile", "last_n", "top_k"
+]
+FUNCTIONS: Final[tuple[Function, ...]] = get_args(Function)
 OPERATORS: Final = ("==", "!=", "<", "<=", ">", ">=", "in", "not in")
 CLOSED: Final = ("left", "right", "both", "neither")
 N_MAX: Final = 1024  # of last_n and top_k: a feature is a small thing
@@ -42,9 +31,6 @@ VALUES_MAX: Final = 64  # of one `in`
 MOMENTS: Final = frozenset({"sum", "mean", "std", "var", "quantile"})  # of numbers; a sum of timestamps has no meaning
 SCALARS: Final = frozenset({"min", "max", "top_k"})  # of what has an order and one cell
 
-Function = Literal[
-    "count", "sum", "mean", "min", "max", "first", "last", "std", "var", "count_distinct", "quantile", "last_n", "top_k"
-]
 Closed = Literal["left", "right", "both", "neither"]
 Condition = tuple[str, str, Any]
 

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from .training.labels import Known
 
     Moment = datetime | int | None
-    Features = str | FeatureService | Sequence[str | Feature | FeatureView]
+    Features = str | FeatureService | Sequence[str | Feature | View]
     EntityRows = Sequence[Mapping[str, object]] | Mapping[str, Any]
 
 LEAVE_SECONDS = 1.0  # at the end of a shared store, for readers to leave what was replaced

@@ -23,10 +23,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from fastfeat import Entity, FeatureView, Field, Store
+from fastfeat import Aggregation, Entity, FeatureView, Field, Store, WindowView
 from fastfeat._core.codec import pack_frame, unpack
 from fastfeat._core.plan import Plan
 from fastfeat._core.session import ServerSession
+from fastfeat.aggregation import FUNCTIONS
 from fastfeat.errors import DataError, StorageError
 
 DAY_US = 86_400_000_000
@@ -58,6 +59,27 @@ VIEWS = [
     FeatureView("alone", USER, [Field("score", "float64"), Field("flag", "bool")], ttl=timedelta(days=30)),
     FeatureView("pairs", PLACE, [Field("title", "string"), Field("weight", "float32")], keep=3),
 ]
+EVENTS = FeatureView("events", USER, [Field("shop", "string"), Field("amount", "float64")], kind="event")
+NUMBER_WINDOWS = WindowView(
+    "sums",
+    EVENTS,
+    [
+        Aggregation("amount", function, timedelta(days=days), name=f"{function}_{days}", q=q)
+        for days in (3, 200)
+        for function, q in [*((name, None) for name in FUNCTIONS[:10]), ("quantile", 0.5)]
+    ],
+)
+TEXT_WINDOWS = WindowView(
+    "shops",
+    EVENTS,
+    [
+        Aggregation("shop", "last", timedelta(days=200)),
+        Aggregation("shop", "count_distinct", timedelta(days=200)),
+        Aggregation("shop", "last_n", timedelta(days=200), n=5),
+        Aggregation("amount", "top_k", timedelta(days=200), n=3),
+        Aggregation("amount", "sum", timedelta(days=200), where=[("shop", "in", ["shop 001", "shop 002"])]),
+    ],
+)
 NASTY = [
     *(2**64 - 1, 2**63, 2**63 - 1, 2**48 + 8, 2**32 - 1, 2**31, 65_535, 1, 3, 0),
     *(CAPACITY + n for n in (-4096, -72, -64, -16, -8, -1, 0, 8, 4096)),
@@ -68,7 +90,7 @@ NASTY = [
 def filled_store() -> Store:
     """Blocks of one and of many rows, directories, heads of deletes and of keep=, keys of both kinds."""
     store = Store(capacity_bytes=CAPACITY, clock=lambda: NOW_US)
-    store.apply(VIEWS)
+    store.apply([*VIEWS, NUMBER_WINDOWS, TEXT_WINDOWS])
     for user in range(ENTITIES):
         rows = 30 if user % 3 == 0 else 2
         store.push(
@@ -99,6 +121,11 @@ def filled_store() -> Store:
             rows_of_pairs = [{"city": f"city {u % 20}", "zone": u, "title": "t" * u, "weight": 0.5} for u in users]
             when += 1
             store.push("pairs", [pair | {"event_timestamp": when} for pair in rows_of_pairs])
+    for user in range(ENTITIES):  # blocks with and without tiles; one entity with a directory
+        numbers = range(2500 if user == 6 else 40 if user % 2 else 3)
+        times = [START_US + n * DAY_US // 20 for n in numbers]
+        events = [{"user_id": user, "shop": f"shop {n:3}", "amount": n / 3} for n in numbers]
+        store.push("events", [event | {"event_timestamp": us} for event, us in zip(events, times, strict=True)])
     fresh = NOW_US - DAY_US
     store.push("alone", [{"user_id": u, "score": 1.0, "flag": True, "event_timestamp": fresh} for u in users])
     store.delete("numbers", [{"user_id": u} for u in range(1, ENTITIES, 10)])
@@ -168,7 +195,7 @@ class Damage:
         self.random = random_
         self.kinds: list[Callable[[Any], None]] = [
             *(self.noise, self.nasty_words, self.shards, self.full_slots, self.slot_targets, self.block_headers),
-            *(self.rows, self.heads, self.self_referring, self.ends, self.heaps),
+            *(self.rows, self.heads, self.self_referring, self.ends, self.heaps, self.tiles),
         ]
 
     def apply(self, words: Any, round_: int) -> None:
@@ -248,6 +275,15 @@ class Damage:
             for _ in range(4):
                 words[at + self.random.randrange(1, 14)] = self.nasty()
 
+    def tiles(self, words: Any) -> None:
+        """What lies behind a block's rows: sums, their anchors, created times."""
+        for at in self.some(self.places.blocks):
+            capacity = int(words[at + 1]) >> 32 & 0xFFFF
+            for _ in range(8):
+                place = at + self.random.randrange(3, 8 + 8 * capacity)
+                if place < self.places.used:
+                    words[place] = self.nasty()
+
 
 # The reads -----------------------------------------------------------------------------------------------------------
 
@@ -269,6 +305,8 @@ class Reads:
             (store.plan(numbers), users, range(4)),
             (store.plan([*texts, *numbers]), users, range(2)),
             (store.plan(["pairs:title", "pairs:weight"]), places, range(2)),
+            (store.plan([NUMBER_WINDOWS]), users, range(4)),
+            (store.plan([TEXT_WINDOWS]), users, range(2)),
         ):
             assert isinstance(plan, Plan)
             number = self.session.add_plan(plan)

@@ -30,15 +30,16 @@ from .aggregates cimport (
     WindowGroup, WindowPlan, WindowRange, WindowScratch, function_write, image_null, image_put_double, image_put_int,
 )
 from .arena cimport arena_end
-from .atomics cimport atomic_load_u32, atomic_load_u64, copy_once, ff_unlikely, load_once_u64, prefetch
+from .atomics cimport atomic_load_u32, atomic_load_u64, copy_once, ff_unlikely, load_once_u16, load_once_u64, prefetch
 from .columns cimport (
     BYTES, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, STRING, TIMESTAMP, UINT16, UINT32, UINT64, FieldView, key_at,
     key_size, row_is_null,
 )
 from .exact cimport (
     FINITE, INFINITE, Finite, exact_add, exact_add_int128, exact_clear, exact_init, exact_mean, int128, int128_mean,
+    uint128,
 )
-from .layout cimport BLOCK_HEADER_SIZE, EVER, NEVER, DirectoryEntry, TimelineHead
+from .layout cimport BLOCK_HEADER_SIZE, EVER, NEVER, STAMP_SIZE, DirectoryEntry, TimelineHead
 from .status cimport BEFORE_HISTORY, DELETED, NOT_FOUND, PRESENT, TORN
 from .tiles cimport (
     COUNT_BITS, Tile, cell_split, cell_term, tile_fits, tiles_anchors, tiles_created, tiles_of,
@@ -50,6 +51,8 @@ from .timeline cimport (
 
 cdef enum:
     PLAIN_ANCHOR = -80        # of rows in blocks too small for tiles
+    ANCHOR_MIN = -1200        # what a double's exponent can come to
+    ANCHOR_MAX = 1000
     AHEAD = 4                 # blocks on their way while one is summed
 
 DURATION_MAX_US = 1 << 62
@@ -115,7 +118,7 @@ cdef inline const BlockView* segment(Timeline* t, uint32_t s) noexcept nogil:
             t.is_torn = True
             return NULL
         t.opened = s
-        size = BLOCK_HEADER_SIZE + <uint64_t>t.block.count
+        size = BLOCK_HEADER_SIZE + <uint64_t>t.block.count * STAMP_SIZE
         if size > t.unread:
             t.is_torn = True
             return NULL
@@ -218,7 +221,7 @@ cdef inline void running_add(Running* r, WindowScratch* s, int128 value, int32_t
     if value == 0:
         return
     # Why 2**120: a block adds less than 2**112, so the sum of two never overflows.
-    if ff_unlikely(r.value != 0 and (anchor != r.anchor or (r.value >> 120) + 1 > 1)):
+    if ff_unlikely(r.value != 0 and (anchor != r.anchor or <uint128>((r.value >> 120) + 1) > 1)):
         exact_add_int128(&s.sum, r.value, r.anchor)
         r.is_wide = True
         r.value = 0
@@ -291,8 +294,10 @@ cdef void block_sum(
     cdef int128 before = 0
     cdef int32_t anchor = PLAIN_ANCHOR
     if block.capacity >= TILE:
-        anchor = tiles_anchors(view, block)[group.sum]
-        if first < end and all_known(view, block, high, known_us):
+        anchor = <int16_t>load_once_u16(<const uint16_t*>&tiles_anchors(view, block)[group.sum])
+        if ff_unlikely(anchor < ANCHOR_MIN or anchor > ANCHOR_MAX):
+            anchor = PLAIN_ANCHOR         # no writer's: whatever comes of it is thrown away with the pin
+        elif first < end and all_known(view, block, high, known_us):
             tiles = tiles_of(view, block, group.sum)
             if tile_fits(&tiles[end - 1], &word) and (first == 0 or tile_fits(&tiles[first - 1], &before)):
                 word -= before
@@ -354,7 +359,7 @@ cdef void group_sum(
         if block == NULL:
             return
         first = low.row if at == low.segment else 0
-        end = high.row if at == high.segment else block.count
+        end = min(high.row, block.count) if at == high.segment else block.count
         if end <= first:
             continue
         if group.sum >= 0:
@@ -492,7 +497,7 @@ cdef int64_t gather(
         if block == NULL:
             return -1
         first = low.row if at == low.segment else 0
-        end = high.row if at == high.segment else block.count
+        end = min(high.row, block.count) if at == high.segment else block.count
         if end <= first:
             continue
         if not cells_room(s, count + end - first):
@@ -535,6 +540,7 @@ cdef void entity_windows(
     cdef bint has_range = False
     for g in range(plan.groups_count):
         group = &plan.groups[g]
+        t.unread = arena_end(&t.view.arena)
         if not has_range or group.range != known:
             range_ = &plan.ranges[group.range]
             if reaches_dropped(t, event_us + range_.low_us, event_us + range_.high_us, known_us):
