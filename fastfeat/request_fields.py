@@ -70,11 +70,14 @@ def values_of(name: str, fields: Sequence[Field], entity_rows: Any) -> Any:
         )
     values = []
     for i, row in enumerate(entity_rows):
-        if not isinstance(row, Mapping):
-            raise DataError(f"entity {i} is {type(row).__name__}, not a dict of keys and {listed(fields)}")
-        if name not in row:
-            raise missing(name, fields, f"entity {i}: ")
-        values.append(row[name])
+        try:
+            values.append(row[name])
+        except (KeyError, TypeError, IndexError):
+            if not isinstance(row, Mapping):
+                raise DataError(
+                    f"entity {i} is {type(row).__name__}, not a dict of keys and {listed(fields)}"
+                ) from None
+            raise missing(name, fields, f"entity {i}: ") from None
     return values
 
 

@@ -35,8 +35,10 @@ from fastfeat import (
 )
 from fastfeat.computed import Inputs
 from fastfeat.definitions import Definition, definitions_from_list, definitions_to_list
-from fastfeat.request_fields import column_of
+from fastfeat.dtypes import DType
+from fastfeat.request_fields import column_of, plain_values, values_of_wire, wire_values
 from fastfeat.result import python_values
+from fastfeat.times import TIME_MAX_US, TIME_MIN_US
 
 NOW_US = 1_700_000_000_000_000
 HOUR_US = 3_600_000_000
@@ -337,6 +339,50 @@ def test_what_does_not_fit_is_refused_by_name(dtype: str, given_values: Any, say
     with pytest.raises(DataError, match=says) as caught:
         column_of(Field("y", dtype).dtype, given_values, "feature 'v:y'")
     assert "feature 'v:y'" in str(caught.value)
+
+
+NUMBERS: dict[str, st.SearchStrategy[Any]] = {
+    "bool": st.booleans(),
+    **{f"int{bits}": st.integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64)},
+    "float32": st.floats(width=32),
+    "float64": st.floats(),
+    "timestamp": st.integers(TIME_MIN_US, TIME_MAX_US),
+}
+
+
+@given(data=st.data(), name=st.sampled_from(sorted(NUMBERS)))
+def test_lists_arrays_and_arrow_are_one_column(data: st.DataObject, name: str) -> None:
+    dtype = DType(name)
+    values = data.draw(st.lists(NUMBERS[name], max_size=5))
+    missing = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    with_nulls = [None if is_null else value for value, is_null in zip(values, missing, strict=True)]
+    array = np.array(values, dtype.numpy)
+    arrow = pa.array(with_nulls, pa.int64() if name == "timestamp" else dtype.arrow())
+    forms: list[Any] = [
+        with_nulls,
+        np.array([*with_nulls, None], object)[:-1],
+        np.ma.masked_array(array, missing),
+        np.ma.masked_array(array[::-1], missing[::-1])[::-1],
+        arrow,
+        pa.chunked_array([arrow.slice(0, len(values) // 2), arrow.slice(len(values) // 2)], arrow.type),
+    ]
+    if not any(missing):
+        forms += [array, array[::-1].copy()[::-1], array.astype(array.dtype.newbyteorder(">"))]
+    if name == "timestamp":
+        stamps = np.where(missing, np.datetime64("NaT"), array.astype("datetime64[us]"))
+        forms += [stamps.astype("datetime64[us]"), arrow.cast(dtype.arrow())]
+    valid, stored, _ = column_of(dtype, with_nulls, "x")
+    for form in forms:
+        column = column_of(dtype, form, "x")
+        assert column[0].tobytes() == valid.tobytes()
+        assert column[1].dtype == stored.dtype
+        assert np.where(np.isnan(stored), 0, stored).tobytes() == np.where(np.isnan(column[1]), 0, column[1]).tobytes()
+        assert column[2] is None
+        sent = wire_values(dtype, column, 0, len(values))
+        back = column_of(dtype, values_of_wire(dtype, sent, "x"), "x")
+        assert (back[0].tobytes(), back[1].tobytes()) == (column[0].tobytes(), column[1].tobytes())
+        assert column_of(dtype, plain_values(dtype, column), "x")[0].tobytes() == valid.tobytes()
 
 
 def test_an_answer_does_not_change_with_the_callers_arrays() -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastfeat import (
     DataError,
@@ -249,6 +251,33 @@ def test_a_get_that_lacks_what_its_functions_read_is_refused_and_the_connection_
         ]
         assert raw.ask([0, 3, "GET", [0, [[1], [1.0], [0]]]])[2] is None
         assert raw.ask([0, 4, "GET", [0, [[1], [1.0], [0]], 9]])[2][0] == 41
+
+
+PLAIN = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=3)
+WIRE = st.recursive(PLAIN | st.binary(max_size=24), lambda inner: st.lists(inner, max_size=3), max_leaves=6)
+COLUMN = st.lists(PLAIN, max_size=2) | st.binary(max_size=16) | WIRE
+
+
+@given(
+    keys=st.lists(COLUMN, min_size=2, max_size=4) | WIRE,
+    more=st.lists(st.none() | st.integers(0, 5) | WIRE, max_size=3),
+)
+def test_whatever_a_get_carries_is_answered_or_refused_for_what_it_is(fuzzed: str, keys: Any, more: list[Any]) -> None:
+    with Raw(fuzzed) as raw:
+        raw.ask([0, 1, "PREPARE", {"service": "scoring"}])
+        reply = raw.ask([0, 2, "GET", [0, keys, *more]])
+        error = reply[2]
+        assert error is None or error[0] in (20, 41), error
+        if error is None or error[0] == 20:
+            assert raw.ask([0, 3, "PING", []]) == [1, 3, None, None]
+
+
+@pytest.fixture(scope="module")
+def fuzzed() -> Iterator[str]:
+    with Store(64 << 20, clock=lambda: NOW_US) as store:
+        fill(store)
+        with serving(store) as server:
+            yield server.url
 
 
 def test_a_bool_is_one_byte_of_0_or_1(store: Store) -> None:
