@@ -46,7 +46,7 @@ from .errors import (
 from .receipts import Receipt
 from .report import LoadReport, ignore_rows, load_progress
 from .result import Result
-from .schema import Feature, FeatureService, FeatureView, parse_features
+from .schema import Feature, FeatureService, FeatureView, View, parse_features
 from .times import to_us
 
 if TYPE_CHECKING:

@@ -82,6 +82,6 @@ def test_the_damage_meets_every_kind_of_structure() -> None:
     store = filled_store()
     places = Places(arena_bytes())
     assert len(places.shard_words) == 5 * 4
-    assert len(places.blocks) == 4 * ENTITIES
+    assert len(places.blocks) == 5 * ENTITIES
     assert min(len(places.heads), len(places.entries), len(places.heaps)) > 10
     assert store.info()["views"].keys() == {"numbers", "texts", "alone", "pairs"}
