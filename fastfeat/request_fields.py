@@ -143,7 +143,7 @@ def column_of(dtype: DType, values: Any, what: str) -> Column:
         return arrow_column(dtype, values, what)
     if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
         raise DataError(f"{what}: {type(values).__name__} is not a column; give a list or an array of {dtype}")
-    return encode_column(dtype, list(values), what)
+    return encode_column(dtype, values, what)
 
 
 def array_column(dtype: DType, values: NDArray[Any], what: str) -> Column:

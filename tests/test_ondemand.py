@@ -385,6 +385,19 @@ def test_lists_arrays_and_arrow_are_one_column(data: st.DataObject, name: str) -
         assert column_of(dtype, plain_values(dtype, column), "x")[0].tobytes() == valid.tobytes()
 
 
+def test_a_value_that_changes_the_list_it_is_in_changes_no_column() -> None:
+    values: list[Any] = []
+
+    class Growing:
+        def __index__(self) -> int:
+            values.extend([7] * 1000)
+            return 1
+
+    values.append(Growing())
+    valid, stored, _ = column_of(DType("int64"), values, "x")
+    assert (valid.tolist(), stored.tolist(), len(values)) == ([1], [1], 1001)
+
+
 def test_an_answer_does_not_change_with_the_callers_arrays() -> None:
     @on_demand_feature_view(request=[Field("x", "float64")], schema=[Field("y", "float64")])
     def same(inputs: Any) -> Any:

@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,5 +10,5 @@ TIME_MIN_US: int
 TIME_MAX_US: int
 
 def encode_column(
-    dtype: DType, values: list[Any], what: str
+    dtype: DType, values: Iterable[Any], what: str
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any], npt.NDArray[np.uint32] | None]: ...

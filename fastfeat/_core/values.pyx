@@ -195,24 +195,26 @@ cdef int vector_encode(FieldView* field, value, uint8_t* cell) except -1:
 
 # --- columns ---------------------------------------------------------------------------------------------------------
 
-def encode_column(dtype, list values not None, str what not None):
+def encode_column(dtype, values, str what not None):
     """Values of one type, None for a null, as a column of the answer to a read: (valid, data, offsets), see plan.pyx.
 
     Raises DataError that begins with `what` and names the entity, by its place.
     """
-    cdef int64_t count = len(values)
+    # Why a copy: `data` has room for so many, and a value's own code may change the caller's list.
+    cdef list copied = list(values)
+    cdef int64_t count = len(copied)
     cdef int64_t i
     cdef FieldView field
-    valid = np.fromiter((value is not None for value in values), np.uint8, count)
+    valid = np.fromiter((value is not None for value in copied), np.uint8, count)
     if dtype.is_variable:
-        return valid, *encode_texts(dtype, values, what)
+        return valid, *encode_texts(dtype, copied, what)
     field.size = dtype.size
     field.element_kind = dtype.element_kind
     field.width = dtype.width
     field.element_width = field.width // max(field.size, 1)
     data = np.zeros((count, dtype.size) if dtype.element else count, "u1" if dtype.name == "bool" else dtype.numpy)
     cdef uint8_t* at = <uint8_t*>cnp.PyArray_DATA(data)
-    for i, value in enumerate(values):
+    for i, value in enumerate(copied):
         if value is None:
             continue
         try:
