@@ -84,4 +84,4 @@ def test_the_damage_meets_every_kind_of_structure() -> None:
     assert len(places.shard_words) == 5 * 4
     assert len(places.blocks) == 5 * ENTITIES
     assert min(len(places.heads), len(places.entries), len(places.heaps)) > 10
-    assert store.info()["views"].keys() == {"numbers", "texts", "alone", "pairs"}
+    assert store.info()["views"].keys() == {"numbers", "texts", "alone", "pairs", "events"}
