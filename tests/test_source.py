@@ -104,7 +104,7 @@ CORE_ORDER = (
     {"readers"},
     {"arena", "columns", "codec"},
     {"index", "values", "records"},
-    {"timeline", "request"},
+    {"timeline", "request", "ordering"},
     {"tiles"},
     {"aggregates"},
     {"windows"},

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import duckdb
 import pandas as pd
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfeat import (
@@ -34,7 +35,7 @@ from fastfeat import (
 from fastfeat.dtypes import DType
 from fastfeat.schema import View
 from fastfeat.times import TIME_MAX_US, TIME_MIN_US
-from fastfeat.training import join_bucket
+from fastfeat.training import join_bucket, joining
 
 from .model import check_equal, value_bits
 from .strategies import START_US, World, edges_us, key_values, row_table, row_values, times_near, worlds
@@ -149,11 +150,12 @@ def names_and_dtypes(views: Sequence[View]) -> dict[str, DType]:
 
 
 @pytest.mark.parametrize("is_durable", [False, True], ids=["memory", "durable"])
+@settings(deadline=None)
 @given(scenario=scenarios(), known=st.sampled_from(["as_served", "as_corrected"]), size=st.sampled_from([1 << 30, 1]))
 def test_a_training_set_is_the_as_of_reads_of_its_labels(
     is_durable: bool, scenario: Scenario, known: Any, size: int
 ) -> None:
-    """size: of the memory allowed; with one byte each chunk of rows and labels is as small as it can be."""
+    """size: of the memory allowed; with one byte each chunk and partition is as small as it can be."""
     dtypes = names_and_dtypes(scenario.world.views)
     names = list(dtypes)
     with a_store(is_durable=is_durable) as store:
@@ -166,7 +168,8 @@ def test_a_training_set_is_the_as_of_reads_of_its_labels(
                 store.get_historical_features(scenario.labels, names, known=known).read_all()
             return
         reader = store.get_historical_features(scenario.labels, names, known=known, memory_bytes=size)
-        got = reader.read_all()
+        with mock.patch.object(joining, "PARTITION_SIZE", min(size, joining.PARTITION_SIZE)):
+            got = reader.read_all()
     assert got.schema.names == [*scenario.labels.schema.names, *names]
     assert got.select(scenario.labels.schema.names).equals(scenario.labels)
     if wanted is not None:

@@ -176,6 +176,14 @@ cdef class Arena:
         if self.view.fd >= 0:
             os.close(self.view.fd)
 
+    def clear(self):
+        """Begin anew, empty, with the pages that it has. For a private arena; nothing refers into it, nobody reads."""
+        if self.is_shared:
+            raise StorageError("a shared arena can't be cleared: others read it")
+        self.view.header.bump = pages(sizeof(ArenaHeader))
+        self.view.header.used = self.view.header.bump
+        self.view.header.free_at = 0
+
     # --- what processes tell each other
 
     @property

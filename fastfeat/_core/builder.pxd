@@ -85,7 +85,9 @@ cdef void writer_free_memory(ShardWriter* writer) noexcept nogil
 cdef Status block_build(
     Entity* entity, const RowRef* refs, uint32_t count, uint32_t capacity, uint64_t head_at, uint64_t* at
 ) noexcept nogil
-cdef Status block_place(Entity* entity, BlockHeader* block, uint32_t i, const RowRef* ref) noexcept nogil
+cdef Status block_place(
+    Entity* entity, BlockHeader* block, uint32_t i, const RowRef* ref, bint is_encoded=*,
+) noexcept nogil
 cdef Status block_replace(Entity* entity, uint64_t at) noexcept nogil
 cdef Status refs_add_block(Entity* entity, BlockHeader* block, const RowRef* fresh, uint32_t fresh_count) noexcept nogil
 cdef Status row_heap_replace(Entity* entity, const uint8_t* row) noexcept nogil

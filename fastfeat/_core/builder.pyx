@@ -99,19 +99,30 @@ cdef Status row_heap_place(Entity* entity, int64_t staged, uint8_t* row) noexcep
     return OK
 
 
-cdef Status block_place(Entity* entity, BlockHeader* block, uint32_t i, const RowRef* ref) noexcept nogil:
-    """Write one row at place i, unpublished."""
+cdef Status block_place(
+    Entity* entity, BlockHeader* block, uint32_t i, const RowRef* ref, bint is_encoded=False,
+) noexcept nogil:
+    """Write one row at place i, unpublished. is_encoded: its cells are there already."""
     cdef uint8_t* row = block_row(entity.view, block, i)
     block_events(block)[i] = ref.event_time
     block_createds(block)[i] = ref.created_time
     block_sequences(block)[i] = ref.sequence
     if ref.image != NULL:
         memcpy(row, ref.image, entity.view.row_stride)
-    else:
+    elif not is_encoded:
         batch_encode(entity.batch, ref.staged, ref.staged + 1, row)
     if ref.staged >= 0 and entity.view.heap_offset:
         return row_heap_place(entity, ref.staged, row)
     return OK
+
+
+cdef bint refs_follow(const RowRef* refs, uint32_t count) noexcept nogil:
+    """True where these are new rows, one after the other in the batch: they are encoded at once, column by column."""
+    cdef uint32_t i
+    for i in range(count):
+        if refs[i].image != NULL or refs[i].staged != refs[0].staged + i:
+            return False
+    return count > 1
 
 
 cdef Status block_build(
@@ -120,6 +131,7 @@ cdef Status block_build(
     """A new block with these rows in this order."""
     cdef BlockHeader* block
     cdef uint32_t i
+    cdef bint is_encoded = refs_follow(refs, count)
     cdef Status status = writer_alloc(entity, block_size(entity.view, capacity, entity.key_size), at)
     if status != OK:
         return status
@@ -133,8 +145,10 @@ cdef Status block_build(
     memcpy(block_key(block), entity.key, entity.key_size)
     if ff_seeded_bug("slot_before_rows") and at == &entity.pending.block_at:
         atomic_store_u64(&entity.pending.slot.block_at, at[0])
+    if is_encoded:
+        batch_encode(entity.batch, refs[0].staged, refs[0].staged + count, block_row(entity.view, block, 0))
     for i in range(count):
-        status = block_place(entity, block, i, &refs[i])
+        status = block_place(entity, block, i, &refs[i], is_encoded)
         if status != OK:
             return status
     tiles_build(entity.view, block)

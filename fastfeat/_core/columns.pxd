@@ -125,6 +125,8 @@ cdef void batch_heap_write(const BatchView* batch, int64_t i, uint8_t* heap, uin
 
 cdef RowBatch batch_new(RowLayout layout, int64_t count)
 cdef RowBatch batch_from_arrow(RowLayout layout, object source)
+cdef RowBatch batch_of_keys(RowLayout layout, object source)
+cdef RowBatch batch_of_fields(RowLayout layout, object source, const int64_t[:, ::1] stamps)
 cdef RowBatch batch_imaged(RowBatch batch)
 cdef void batch_point(RowBatch batch)
 cdef void* allocated(void* memory) except NULL

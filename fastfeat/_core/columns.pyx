@@ -249,30 +249,82 @@ cdef RowBatch batch_from_arrow(RowLayout layout, object source):
     cdef int64_t f
     cdef RowBatch batch = batch_new(layout, array.length)
     batch.source = (source, array_capsule)
-    if schema.n_children != keys + 2 + layout.fields_count:
-        raise DataError(f"view {layout.view!r}: {schema.n_children} columns, not {keys + 2 + layout.fields_count}")
-    for f in range(keys):
-        kind = layout.key_types[f]
-        wanted = b"u" if kind == "string" else b"L" if kind == "uint64" else b"l"
-        check_column(layout, schema.children[f], layout.key_names[f], wanted)
+    check_keys(layout, schema, 2 + layout.fields_count)
     for f in range(2):
         if schema.children[keys + f].format not in (b"l", b"tsu:UTC"):
             raise DataError(f"view {layout.view!r}: the time columns must be int64 or timestamp[us, UTC]")
-    batch.columns = <ArrowColumn*>allocated(calloc(layout.fields_count, sizeof(ArrowColumn)))
-    for f in range(layout.fields_count):
-        check_column(layout, schema.children[keys + 2 + f], layout.names[f], arrow_format(layout.dtypes[f]))
-        fill_column(&batch.columns[f], array.children[keys + 2 + f], layout.fields[f].kind, array.offset)
-    batch.view.columns = batch.columns
     batch.view.event_times = int64_column(array, keys)
     batch.view.created_times = int64_column(array, keys + 1)
+    take_keys(batch, array)
+    take_fields(batch, schema, array, keys + 2)
+    return batch
+
+
+cdef RowBatch batch_of_keys(RowLayout layout, object source):
+    """Borrow the keys of a record batch of nothing else: entities, without rows."""
+    schema_capsule, array_capsule = source.__arrow_c_array__()
+    cdef ArrowSchema* schema = <ArrowSchema*>PyCapsule_GetPointer(schema_capsule, "arrow_schema")
+    cdef ArrowArray* array = <ArrowArray*>PyCapsule_GetPointer(array_capsule, "arrow_array")
+    cdef RowBatch batch = batch_new(layout, array.length)
+    batch.source = (source, array_capsule)
+    check_keys(layout, schema, 0)
+    take_keys(batch, array)
+    return batch
+
+
+cdef RowBatch batch_of_fields(RowLayout layout, object source, const int64_t[:, ::1] stamps):
+    """Borrow rows without keys: fields, and the event time, created time and sequence of each (int64 [3, n])."""
+    schema_capsule, array_capsule = source.__arrow_c_array__()
+    cdef ArrowSchema* schema = <ArrowSchema*>PyCapsule_GetPointer(schema_capsule, "arrow_schema")
+    cdef ArrowArray* array = <ArrowArray*>PyCapsule_GetPointer(array_capsule, "arrow_array")
+    cdef RowBatch batch = batch_new(layout, array.length)
+    batch.source = (source, array_capsule, stamps)
+    if schema.n_children != layout.fields_count or stamps.shape[0] != 3 or stamps.shape[1] != array.length:
+        shape = (stamps.shape[0], stamps.shape[1])
+        raise DataError(
+            f"view {layout.view!r}: {schema.n_children} columns of {array.length} rows with stamps {shape}, not"
+            f" {layout.fields_count} columns and a stamp for each row"
+        )
+    take_fields(batch, schema, array, 0)
+    if array.length:
+        batch.view.event_times = &stamps[0, 0]
+        batch.view.created_times = &stamps[1, 0]
+        batch.view.sequences = <const uint64_t*>&stamps[2, 0]
+    return batch
+
+
+cdef int check_keys(RowLayout layout, ArrowSchema* schema, int64_t others) except -1:
+    """The batch begins with the keys, and `others` follow."""
+    cdef int64_t f
+    if schema.n_children != layout.keys_count + others:
+        raise DataError(f"view {layout.view!r}: {schema.n_children} columns, not {layout.keys_count + others}")
+    for f in range(layout.keys_count):
+        kind = layout.key_types[f]
+        wanted = b"u" if kind == "string" else b"L" if kind == "uint64" else b"l"
+        check_column(layout, schema.children[f], layout.key_names[f], wanted)
+    return 0
+
+
+cdef int take_keys(RowBatch batch, ArrowArray* array) except -1:
     batch.view.keys.count = array.length
-    if layout.key_is_u64:
+    if batch.layout.key_is_u64:
         batch.view.keys.data = <const uint8_t*>int64_column(array, 0)
-    else:
-        arrow_keys(batch, array)
+        return 0
+    return arrow_keys(batch, array)
+
+
+cdef int take_fields(RowBatch batch, ArrowSchema* schema, ArrowArray* array, int64_t first) except -1:
+    """The fields, which are the columns from `first` on."""
+    cdef RowLayout layout = batch.layout
+    cdef int64_t f
+    batch.columns = <ArrowColumn*>allocated(calloc(layout.fields_count, sizeof(ArrowColumn)))
+    for f in range(layout.fields_count):
+        check_column(layout, schema.children[first + f], layout.names[f], arrow_format(layout.dtypes[f]))
+        fill_column(&batch.columns[f], array.children[first + f], layout.fields[f].kind, array.offset)
+    batch.view.columns = batch.columns
     if layout.heap_offset:
         check_heaps(batch)
-    return batch
+    return 0
 
 
 cdef const int64_t* int64_column(ArrowArray* array, int64_t i) noexcept:

@@ -1,7 +1,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from .codec cimport Reader
-from .columns cimport KeyView
+from .columns cimport KeyView, RowBatch
 
 
 cdef struct KeyColumn:        # one join key of every entity of a request
@@ -28,9 +28,11 @@ cdef class Request:
     cdef readonly int64_t count
     cdef PackedKeys* packed   # one per key that the request is turned into
     cdef Py_ssize_t packed_count
+    cdef RowBatch batch       # whose keys are the request's, or None: columns hold them
     cdef int set_one(self, object row) except -1
     cdef int set_rows(self, object entity_rows) except -1
     cdef int set_wire(self, Reader* reader) except -1
+    cdef int set_batch(self, RowBatch batch) except -1
     cdef int keys(self, Py_ssize_t which, const int32_t* columns, Py_ssize_t columns_count, KeyView* view) except -1
     cdef int room(self, Py_ssize_t column, int64_t count) except -1
     cdef int column_room(self, Py_ssize_t column, int64_t count) except -1

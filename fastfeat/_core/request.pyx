@@ -30,7 +30,7 @@ from .codec cimport (
     CODEC_OK, KIND_BIN, Reader, codec_raise, reader_array, reader_bin, reader_int64, reader_kind, reader_str,
     reader_uint64,
 )
-from .columns cimport INT64, STRING, UINT64, KeyView, key_at, key_size
+from .columns cimport INT64, STRING, UINT64, KeyView, RowBatch, RowLayout, batch_of_keys, key_at, key_size
 from .columns import KEY_SIZE_MAX
 from .index cimport hash_bytes, hash_u64
 
@@ -116,6 +116,7 @@ cdef class Request:
         """One entity: a dict of join key -> value."""
         cdef Py_ssize_t i
         self.kept.clear()
+        self.batch = None
         self.count = 1
         for i in range(self.columns_count):
             self.room(i, 1)
@@ -129,10 +130,13 @@ cdef class Request:
         return 0
 
     cdef int set_rows(self, object entity_rows) except -1:
-        """Entities: a list of dicts, or a dict of columns of equal length."""
+        """Entities: a list of dicts, a dict of columns of equal length, or a batch of keys (keys_batch)."""
         cdef Py_ssize_t c
         cdef int64_t i
         self.kept.clear()
+        self.batch = None
+        if isinstance(entity_rows, RowBatch):
+            return self.set_batch(entity_rows)
         if isinstance(entity_rows, dict) or isinstance(entity_rows, Mapping):
             for c in range(self.columns_count):
                 if self.names[c] not in entity_rows:
@@ -268,6 +272,7 @@ cdef class Request:
         """The key columns of a GET: an array with one array or bin per join key (docs/PROTOCOL.md)."""
         cdef uint32_t columns = 0
         cdef Py_ssize_t c
+        self.batch = None
         cdef int code = reader_array(reader, &columns)
         if code != CODEC_OK:
             codec_raise(code, "GET keys")
@@ -338,6 +343,16 @@ cdef class Request:
                 )
         return 0
 
+    # --- from Arrow
+
+    cdef int set_batch(self, RowBatch batch) except -1:
+        """The keys of a batch as they are: encoded alike, and checked when it was made."""
+        if batch.layout.key_names != self.names or batch.layout.key_types != self.types or self.packed_count != 1:
+            raise DataError(f"a batch of keys {batch.layout.key_names} where {self.names} are asked")
+        self.batch = batch
+        self.count = batch.view.count
+        return 0
+
     # --- to the index
 
     cdef int keys(self, Py_ssize_t which, const int32_t* columns, Py_ssize_t columns_count, KeyView* view) except -1:
@@ -348,6 +363,9 @@ cdef class Request:
         cdef KeyColumn* column
         cdef uint64_t at = 0
         cdef uint64_t size = 0
+        if self.batch is not None:
+            view[0] = self.batch.view.keys
+            return 0
         view.count = self.count
         view.offsets = NULL
         if columns_count == 1 and self.kinds[columns[0]] != STRING:
@@ -403,6 +421,9 @@ cdef class Request:
     def describe(self, int64_t i):
         """Entity i's keys as text, for messages."""
         parts = []
+        if self.batch is not None:
+            key = key_at(&self.batch.view.keys, i)[:key_size(&self.batch.view.keys, i)]
+            return f"key {key.hex()}"
         for c in range(self.columns_count):
             if self.kinds[c] == STRING:
                 value = repr(self.columns[c].texts[i][:self.columns[c].sizes[i]].decode("utf-8", "replace"))
@@ -439,6 +460,11 @@ def hash_keys(names, types, entity_rows):
             else:
                 out[i] = hash_bytes(seed, key_at(&keys, i), key_size(&keys, i))
     return hashes
+
+
+def keys_batch(names, types, source):
+    """An Arrow record batch of join keys, in the types that Table.append_arrow takes, as set_rows takes entities."""
+    return batch_of_keys(RowLayout("keys", names, types, ()), source)
 
 
 def plain_keys(names, types, entity_rows):

@@ -31,6 +31,7 @@ cdef class Table:
     cdef bint has_ids             # rows are events with an id
     cdef IdIndex ids
     cdef int append(self, RowBatch batch, uint32_t threads) except -1
+    cdef void free_writers(self) noexcept
     cdef int make_shards(self) except -1
     cdef int take_up(self, uint64_t header_at) except -1
     cdef uint64_t waiting(self)

@@ -26,8 +26,10 @@ from ..errors import ArenaFull, DataError, ReadOnly, StorageError
 from .arena cimport Arena, extent_alloc, extent_free
 from .arena import digest_of
 from .atomics cimport atomic_load_u64, atomic_store_u64
-from .builder cimport ShardWriter, writer_free_memory
-from .columns cimport FLOAT64, STRING, KeyView, RowBatch, RowLayout, batch_from_arrow, batch_imaged
+from .builder cimport RowRef, ShardWriter, writer_free_memory
+from .columns cimport (
+    FLOAT64, STRING, KeyView, RowBatch, RowLayout, batch_from_arrow, batch_imaged, batch_of_fields,
+)
 from .ids cimport ids_free, ids_settle, ids_sift, ids_undo
 from .index cimport SLOTS_BITS_MIN, slots_alloc, slots_size
 from .layout cimport SHARDS_MAX, STAMP_SIZE, ShardHeader, TableHeader
@@ -38,7 +40,7 @@ from .timeline cimport SumColumn, keys_hash
 from .values cimport batch_from_rows
 from .writer cimport (
     STAGED_ROWS, Grouping, grouping_free, grouping_make, shards_abort, shards_commit, shards_prepare,
-    shards_prepare_delete, shards_prepare_heads, shards_reclaim,
+    shards_prepare_delete, shards_prepare_heads, shards_prepare_ordered, shards_reclaim,
 )
 
 cdef enum:
@@ -147,14 +149,18 @@ cdef class Table:
         self.view.sums = self.sums
         return 0
 
-    def __dealloc__(self):
+    cdef void free_writers(self) noexcept:
         cdef uint32_t shard
-        free(self.sums)
-        ids_free(&self.ids)
         if self.writers != NULL:
             for shard in range(<uint32_t>1 << self.view.shard_bits):
                 writer_free_memory(&self.writers[shard])
         free(self.writers)
+        self.writers = NULL
+
+    def __dealloc__(self):
+        free(self.sums)
+        ids_free(&self.ids)
+        self.free_writers()
         if self.header != NULL and not self.is_kept and not self.arena.is_reader and not self.has_spans():
             self.give_back_shards(<uint32_t>1 << self.view.shard_bits)
 
@@ -295,6 +301,33 @@ cdef class Table:
             self.apply(Append(self, batch, threads))
             self.sequence += batch.view.count
         return 0
+
+    def append_ordered(self, RowBatch keys, fields, const int64_t[:, ::1] stamps, const int64_t[::1] begins):
+        """Append rows that lie entity by entity, each one's in order, as Ordering.entities_of puts them.
+
+        keys: of each entity. fields: a record batch, as append_arrow takes them. Raises ArenaFull, DataError (also for
+        a table of events with ids, whose rows must be sifted on their way in).
+        """
+        if self.has_ids:
+            raise DataError(f"view {self.name!r} has an event id; append its rows by prepare")
+        cdef RowBatch batch = batch_of_fields(self.layout, fields, stamps)
+        if batch.view.count == 0:
+            return
+        check_count(batch)
+        if keys.layout.key_names != self.layout.key_names or keys.layout.key_types != self.layout.key_types:
+            raise DataError(f"view {self.name!r}: its keys are {self.layout.key_names}, not {keys.layout.key_names}")
+        if begins.shape[0] != keys.view.count + 1 or begins[0] != 0 or begins[keys.view.count] != batch.view.count:
+            raise DataError(f"view {self.name!r}: the rows of {len(keys)} entities do not end where {len(batch)} end")
+        with self.lock:
+            self.apply(Ordered(self, keys, batch, begins))
+
+    def clear(self):
+        """Forget every row. For a table that has a private arena to itself, which nobody reads meanwhile."""
+        with self.lock:
+            self.free_writers()
+            self.ids.is_made = False      # the index is then made anew
+            self.arena.clear()
+            self.make_shards()
 
     # --- writing in steps, for whoever logs between preparing and publishing
 
@@ -553,6 +586,51 @@ cdef class Append(Change):
                     self.now_us, staging,
                 )
             free(staging)
+        return status
+
+
+cdef class Ordered(Change):
+    """Rows that were put in order beforehand, on their way in."""
+
+    cdef RowBatch keys            # of the entities
+    cdef RowBatch batch
+    cdef const int64_t[::1] begins
+    cdef RowRef* refs
+    cdef int64_t now_us
+
+    def __cinit__(self, Table table, RowBatch keys, RowBatch batch, const int64_t[::1] begins):
+        cdef int64_t groups = keys.view.count
+        cdef int64_t most = 0
+        cdef int64_t g
+        self.table = table
+        self.keys = keys
+        self.batch = batch
+        self.begins = begins
+        self.now_us = table.clock.read()
+        self.hashes = <uint64_t*>malloc(groups * 8)
+        if self.hashes != NULL:
+            for g in range(groups):
+                if begins[g] >= begins[g + 1]:
+                    raise DataError(f"view {table.name!r}: an entity's rows end before they begin")
+                most = max(most, begins[g + 1] - begins[g])
+            keys_hash(&table.view, &keys.view.keys, 0, groups, self.hashes)
+        self.refs = <RowRef*>malloc(most * sizeof(RowRef))
+        if self.hashes == NULL or self.refs == NULL:
+            raise MemoryError(f"view {table.name!r}: no memory for {batch.view.count} rows; append fewer at once")
+
+    def __dealloc__(self):
+        free(self.refs)
+
+    def prepare(self):
+        """The status of preparing every entity; what failed is given back."""
+        cdef Status status
+        with nogil:
+            status = shards_prepare_ordered(
+                &self.table.view, self.table.writers, &self.keys.view.keys, self.hashes, &self.batch.view,
+                &self.begins[0], self.refs, self.now_us,
+            )
+            if status != OK:
+                shards_abort(&self.table.view, self.table.writers, 0, <uint32_t>1 << self.table.view.shard_bits)
         return status
 
 

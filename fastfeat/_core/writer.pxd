@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from .builder cimport ShardWriter, Vector
+from .builder cimport RowRef, ShardWriter, Vector
 from .columns cimport BatchView, KeyView
 from .status cimport Status
 from .timeline cimport TableView
@@ -30,6 +30,12 @@ cdef void grouping_free(Grouping* group) noexcept nogil
 cdef Status shards_prepare(
     const TableView* view, ShardWriter* writers, const BatchView* batch, const Grouping* group, const uint64_t* hashes,
     uint32_t shard_low, uint32_t shard_high, int64_t now_us, uint8_t* staging,
+) noexcept nogil
+# Rows that lie entity by entity, each one's in order: entity g's are [begins[g], begins[g + 1]) of the batch, whose own
+# keys are not looked at. `refs`: room for the rows of any one entity.
+cdef Status shards_prepare_ordered(
+    const TableView* view, ShardWriter* writers, const KeyView* keys, const uint64_t* hashes, const BatchView* batch,
+    const int64_t* begins, RowRef* refs, int64_t now_us,
 ) noexcept nogil
 cdef Status shards_prepare_delete(
     const TableView* view, ShardWriter* writers, const KeyView* keys, const Grouping* group, const uint64_t* hashes,

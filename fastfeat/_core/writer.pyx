@@ -23,7 +23,7 @@ from .builder cimport Entity, Pending, Piece, Retired, RowRef, ref_compare, vect
 from .columns cimport batch_encode, batch_sequence, key_at, key_size
 from .entity cimport entity_begin, entity_delete, entity_prepare, entity_remember, entity_replace
 from .index cimport slot_find, slots_alloc, slots_mask, slots_of, slots_rehash, slots_size
-from .layout cimport BlockHeader, Slot
+from .layout cimport SHARDS_MAX, BlockHeader, Slot
 from .status cimport ARENA_FULL, NO_MEMORY, OK
 from .timeline cimport block_key, block_of, shard_of
 
@@ -276,6 +276,48 @@ cdef Status shards_prepare(
                 if status != OK:
                     return status
     return shards_reserve(writers, shard_low, shard_high)
+
+
+cdef Status shards_prepare_ordered(
+    const TableView* view, ShardWriter* writers, const KeyView* keys, const uint64_t* hashes, const BatchView* batch,
+    const int64_t* begins, RowRef* refs, int64_t now_us,
+) noexcept nogil:
+    cdef Entity entity
+    cdef uint32_t per_shard[SHARDS_MAX]
+    cdef uint32_t shard
+    cdef int64_t g
+    cdef int64_t i
+    cdef int64_t count
+    cdef size_t pending
+    cdef Status status
+    memset(per_shard, 0, sizeof(per_shard))
+    for g in range(keys.count):
+        per_shard[shard_of(view, hashes[g])] += 1
+    for shard in range(<uint32_t>1 << view.shard_bits):
+        status = shard_make_room(view, writers, shard, per_shard[shard])
+        if status != OK:
+            return status
+    entity.batch = batch
+    entity.urgent = False
+    entity.now_us = now_us
+    for g in range(keys.count):
+        shard = shard_of(view, hashes[g])
+        pending = writers[shard].pending.count
+        status = pending_add(view, &writers[shard], hashes[g], key_at(keys, g), key_size(keys, g))
+        if status != OK:
+            return status
+        entity_open(&entity, view, writers, keys, g, hashes[g], pending)
+        count = begins[g + 1] - begins[g]
+        for i in range(count):
+            refs[i].event_time = batch.event_times[begins[g] + i]
+            refs[i].created_time = batch.created_times[begins[g] + i]
+            refs[i].sequence = batch_sequence(batch, begins[g] + i)
+            refs[i].image = NULL
+            refs[i].staged = begins[g] + i
+        status = entity_prepare(&entity, refs, <uint32_t>count)
+        if status != OK:
+            return status
+    return shards_reserve(writers, 0, <uint32_t>1 << view.shard_bits)
 
 
 cdef Status shards_prepare_delete(

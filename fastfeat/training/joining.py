@@ -9,14 +9,23 @@ Memory:   a private table takes a few times its rows' Arrow bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from .._core.arena import Arena
+from .._core.ordering import Ordering, scatter
 from .._core.plan import Plan
+from .._core.request import keys_batch
 from .._core.table import Clock
 from ..applied import NOTHING, Definitions, check_features, merged, needed, service_of
 from ..computed import request_fields
@@ -26,7 +35,7 @@ from ..durable import whole_table
 from ..errors import DataError
 from ..ondemand import OnDemandFeatureView
 from ..result import arrow_array
-from ..rows import batch_of_rows, entity_columns, heads_of, rows_schema
+from ..rows import SEQUENCE, rows_schema
 from ..schema import Feature, FeatureService, FeatureView, View, parse_features
 from .computing import with_computed
 from .labels import Asked, Known, asked_of, check_columns
@@ -34,6 +43,16 @@ from .labels import Asked, Known, asked_of, check_columns
 CAPACITY_MIN: Final = 64 << 20  # reserved, not used
 CAPACITY_FACTOR: Final = 8  # of the rows' Arrow bytes: blocks have room to spare and rows are padded
 
+PARTITION_SIZE: Final = 1 << 20  # of rows and labels as Arrow: with the blocks made of them about a second cache
+PARTITION_BITS_MAX: Final = 12
+EVENT: Final = "event_timestamp"
+CREATED: Final = "created_timestamp"
+THREADS: Final = 2
+
+if TYPE_CHECKING:
+    from .._core.table import RowBatch
+
+Stamps = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64] | None]
 Features = str | FeatureService | Sequence[str | Feature | View]
 
 
@@ -53,6 +72,15 @@ class ViewJoin:
     @property
     def keys(self) -> Mapping[str, str]:
         return self.view.entity.join_keys
+
+    @property
+    def dtypes(self) -> list[DType]:
+        """Of the features."""
+        return [dtype_of(self.definitions, feature) for feature in self.features]
+
+
+def dtype_of(definitions: Definitions, feature: Feature) -> DType:
+    return next(field.dtype for field in definitions.readable[feature.view].schema if field.name == feature.field)
 
 
 @dataclass(frozen=True)
@@ -83,8 +111,7 @@ class Request:
         return [field.name for field in request_fields(self.functions)]
 
     def dtype(self, feature: Feature) -> DType:
-        view = self.definitions.readable[feature.view]
-        return next(field.dtype for field in view.schema if field.name == feature.field)
+        return dtype_of(self.definitions, feature)
 
 
 def request_of(features: Features, definitions: Definitions) -> Request:
@@ -138,26 +165,192 @@ def check_labels(schema: pa.Schema, request: Request, event_time: str) -> None:
 # --- one bucket
 
 
-def answered(join: ViewJoin, asked: Asked, rows: pa.Table, heads: pa.Table | None = None) -> list[Any]:
-    """A column per feature of the join for what is asked, from these rows (as at rest: rows.py) of these keys.
+class Worker:
+    """A private table and its plan, for one partition after the other in the same memory. For one thread at a time.
 
-    heads: what the keys remember of deletes.
+    Why the same memory: the first touch of a page costs more than all that is done with its rows.
     """
-    clock = Clock(None)
-    arena = Arena(CAPACITY_MIN + CAPACITY_FACTOR * rows.nbytes)
-    table = whole_table(arena, clock, join.view, join.view.ttl_us, join.view.event_id)
-    if heads is not None and heads.num_rows:
-        table.prepare_heads(entity_columns(join.view, heads), heads_of(heads)).commit()
-    for batch in rows.combine_chunks().to_batches():
-        table.prepare(batch_of_rows(table, join.view, batch)).commit()
-    plan = Plan(clock, join.definitions.plan_items(join.features, {join.view.name: table}))
-    return feature_arrays(plan, plan.columns_at(asked.entities(join.keys), asked.event_us, asked.known_us))
+
+    def __init__(self, join: ViewJoin, seed: bytes) -> None:
+        self._join = join
+        self._seed = seed
+        self._clock = Clock(None)
+        self._begin(CAPACITY_MIN)
+
+    def _begin(self, capacity: int) -> None:
+        join = self._join
+        arena = Arena(capacity, self._seed)
+        self._table = whole_table(arena, self._clock, join.view, join.view.ttl_us, join.view.event_id)
+        self._plan = Plan(self._clock, join.definitions.plan_items(join.features, {join.view.name: self._table}))
+
+    def take(
+        self, keys: RowBatch, fields: pa.RecordBatch, stamps: NDArray[np.int64], begins: NDArray[np.int64]
+    ) -> None:
+        """Have these rows and no others: as Table.append_ordered takes them."""
+        self._clear(fields.nbytes + stamps.nbytes)
+        self._table.append_ordered(keys, fields, stamps, begins)
+
+    def take_events(self, keys: pa.RecordBatch, fields: pa.RecordBatch, stamps: NDArray[np.int64]) -> None:
+        """Have these rows, of which those that were sent again don't count, and no others."""
+        self._clear(keys.nbytes + fields.nbytes + stamps.nbytes)
+        names = [*keys.schema.names, EVENT, CREATED, *fields.schema.names]
+        columns = [*keys.columns, pa.array(stamps[0]), pa.array(stamps[1]), *fields.columns]
+        batch = self._table.borrowed_batch(pa.RecordBatch.from_arrays(columns, names=names))
+        batch.set_sequences(stamps[2].view(np.uint64))
+        self._table.prepare(batch).commit()
+
+    def _clear(self, size: int) -> None:
+        """Make room for rows of that many bytes of Arrow."""
+        capacity = CAPACITY_MIN + CAPACITY_FACTOR * size
+        if capacity > self._table.arena.capacity:
+            self._begin(capacity)
+        else:
+            self._table.clear()
+
+    def answer(self, keys: RowBatch, event_us: NDArray[np.int64], known_us: NDArray[np.int64]) -> Any:
+        """As Plan.columns_at."""
+        return self._plan.columns_at(keys, event_us, known_us)
 
 
-def feature_arrays(plan: Plan, answer: Any) -> list[Any]:
-    """An Arrow array per feature of the plan: null where nothing lives."""
-    _, _, columns = answer
-    return [arrow_array(dtype, column) for dtype, column in zip(plan.dtypes, columns, strict=True)]
+class Workers:
+    """The workers of one join: as many as there are threads that need one at once."""
+
+    def __init__(self, join: ViewJoin) -> None:
+        self.join = join
+        self.seed = os.urandom(16)
+        self._free: list[Worker] = []
+
+    @contextmanager
+    def one(self) -> Iterator[Worker]:
+        worker = self._free.pop() if self._free else Worker(self.join, self.seed)
+        yield worker
+        self._free.append(worker)
+
+
+class Columns:
+    """A column per feature for n labels, filled part by part in any order, by any number of threads."""
+
+    def __init__(self, dtypes: Sequence[DType], count: int) -> None:
+        self._dtypes = dtypes
+        self._valid = [np.zeros(count, np.uint8) for _ in dtypes]
+        self._data = [None if dtype.is_variable else fixed_data(dtype, count) for dtype in dtypes]
+        self._parts: list[tuple[NDArray[np.uint32], list[Any]]] = []
+
+    def put(self, places: NDArray[np.uint32], answer: Any) -> None:
+        """Take what a Plan answered for the labels at these places."""
+        variable = []
+        for dtype, valid, data, column in zip(self._dtypes, self._valid, self._data, answer[2], strict=True):
+            if data is None:
+                variable.append(arrow_array(dtype, column))
+            else:
+                scatter(column[0], places, valid)
+                scatter(column[1], places, data)
+        if variable:
+            self._parts.append((places, variable))
+
+    def arrays(self) -> list[Any]:
+        """An Arrow array per feature, once every label has its values: null where nothing lives."""
+        variable = in_order(self._parts)
+        if not self._parts:  # there are no labels
+            variable = (pa.array([], dtype.arrow()) for dtype in self._dtypes if dtype.is_variable)
+        return [
+            next(variable) if data is None else arrow_array(dtype, (valid, data, None))
+            for dtype, valid, data in zip(self._dtypes, self._valid, self._data, strict=True)
+        ]
+
+
+def fixed_data(dtype: DType, count: int) -> NDArray[Any]:
+    """Room for `count` values as a Plan gives them."""
+    if dtype.element is not None:
+        return np.empty((count, dtype.size), DType(dtype.element).numpy)
+    return np.empty(count, "u1" if dtype.name == "bool" else dtype.numpy)
+
+
+def in_order(parts: Sequence[tuple[NDArray[np.uint32], list[Any]]]) -> Iterator[Any]:
+    """The columns of all parts, each label's values where it stands."""
+    if not parts:
+        return
+    places = np.concatenate([places for places, _ in parts])
+    inverse = np.empty(len(places), np.uint32)
+    inverse[places] = np.arange(len(places), dtype=np.uint32)
+    at = pa.array(inverse)
+    for arrays in zip(*(arrays for _, arrays in parts), strict=True):
+        yield pa.concat_arrays(arrays).take(at)
+
+
+def fill(
+    columns: Columns,
+    workers: Workers,
+    asked: Asked,
+    places: NDArray[np.uint32] | None,
+    rows: pa.Table,
+    pool: ThreadPoolExecutor | None = None,
+) -> None:
+    """Put the answers of what is asked, from all rows (as at rest: rows.py) that its keys have, into the columns.
+
+    places: where each label stands; None: as they come. pool: threads that may help.
+    """
+    view = workers.join.view
+    whole = one_batch(rows)
+    keys = whole.select(list(view.entity.join_keys))
+    fields = whole.select([field.name for field in view.schema])
+    asked_keys = asked.rows.select(keys.schema.names)
+    bits = partition_bits(whole.nbytes + asked.rows.nbytes)
+    of_labels = ordering(keys_of(view, asked_keys), (asked.event_us, asked.known_us, None), workers.seed, bits, pool)
+    of_rows = ordering(keys_of(view, keys), stamps_of(whole), workers.seed, bits, pool)
+
+    def partition(p: int) -> None:
+        at, _, times = of_labels.entities_of(p)
+        if not len(at):
+            return
+        chosen, begins, stamps = of_rows.entities_of(p)
+        with workers.one() as worker:
+            rows_at = pa.array(chosen)
+            if view.event_id is None:
+                entities = keys_of(view, keys.take(pa.array(chosen[begins[:-1]])))
+                worker.take(entities, fields.take(rows_at), stamps, begins)
+            else:
+                worker.take_events(keys.take(rows_at), fields.take(rows_at), stamps)
+            answer = worker.answer(keys_of(view, asked_keys.take(pa.array(at))), times[0], times[1])
+            columns.put(at if places is None else places[at], answer)
+
+    run = map if pool is None else pool.map
+    deque(run(partition, range(1 << bits)), 0)
+
+
+def partition_bits(size: int) -> int:
+    return min(max(size // PARTITION_SIZE, 1).bit_length() - 1, PARTITION_BITS_MAX)
+
+
+def ordering(keys: RowBatch, stamps: Stamps, seed: bytes, bits: int, pool: ThreadPoolExecutor | None) -> Ordering:
+    """Rows by partition."""
+    parts = 1 if pool is None else THREADS
+    out = Ordering(keys, *stamps, seed, bits, parts)
+    run = map if pool is None else pool.map
+    deque(run(out.count, range(parts)), 0)
+    out.settle()
+    deque(run(out.place, range(parts)), 0)
+    return out
+
+
+def keys_of(view: FeatureView, rows: pa.RecordBatch) -> RowBatch:
+    """The join keys, which are all that the rows have, encoded."""
+    kinds = view.entity.join_keys
+    return keys_batch(tuple(kinds), tuple(kinds.values()), rows)
+
+
+def stamps_of(rows: pa.RecordBatch) -> Stamps:
+    """Event time, created time and sequence, if any, of rows at rest."""
+    event_times, created_times = (rows.column(name).view(pa.int64()).to_numpy() for name in (EVENT, CREATED))
+    return event_times, created_times, rows.column(SEQUENCE).to_numpy() if SEQUENCE in rows.schema.names else None
+
+
+def one_batch(table: pa.Table) -> pa.RecordBatch:
+    """The table in one piece. Raises DataError: more than 2 GiB of text."""
+    batches = table.combine_chunks().to_batches()
+    if len(batches) > 1:
+        raise DataError("the rows of a bucket hold more than 2 GiB of text; give fewer at once")
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
 
 
 def join_bucket(
@@ -171,8 +364,9 @@ def join_bucket(
 ) -> pa.Table:
     """The labels, in their order, with a column per feature, from all rows that their keys have in each view.
 
-    rows: view name -> a table with join keys, event_timestamp, created_timestamp, _sequence and at least the fields
-    that are needed, in any order (as the history's files have them); a view without any may be left out.
+    rows: view name -> a table with join keys, event_timestamp, created_timestamp (else event time + the view's delay),
+    _sequence (else the order of the rows) and at least the fields that are needed, as the history's files have them;
+    in any order; a view without rows may be left out.
     Raises UnknownView, UnknownFeature, SchemaError, DataError.
     """
     check_known(known)
@@ -180,13 +374,32 @@ def join_bucket(
     check_labels(labels.schema, request, event_time)
     asked = asked_of(labels, request.keys, event_time, known)
     columns: list[Any] = [None] * len(request.stored)
-    for join in request.joins:
-        schema = rows_schema(join.view)
-        given = rows.get(join.view.name)
-        some = schema.empty_table() if given is None else given.select(schema.names).cast(schema)
-        for place, column in zip(join.places, answered(join, asked, some), strict=True):
-            columns[place] = column
+    with ThreadPoolExecutor(THREADS) as pool:
+        for join in request.joins:
+            given = rows.get(join.view.name)
+            some = rows_schema(join.view).empty_table() if given is None else at_rest(join.view, given)
+            filled = Columns(join.dtypes, len(asked))
+            fill(filled, Workers(join), asked, None, some, pool)
+            for place, column in zip(join.places, filled.arrays(), strict=True):
+                columns[place] = column
     return with_columns(labels, request, asked, columns)
+
+
+def at_rest(view: FeatureView, rows: pa.Table) -> pa.Table:
+    """Rows in the types of rows.py, in any order; without `_sequence` where they have none. Raises DataError."""
+    schema = rows_schema(view)
+    if CREATED not in rows.schema.names and EVENT in rows.schema.names:
+        rows = rows.append_column(CREATED, delayed(rows.column(EVENT), view.delay_us))
+    if SEQUENCE not in rows.schema.names:
+        schema = schema.remove(schema.get_field_index(SEQUENCE))
+    try:
+        return rows.select(schema.names).cast(schema)
+    except (KeyError, pa.ArrowException) as error:
+        raise DataError(f"view {view.name!r}: its rows are not as the history has them: {error}") from None
+
+
+def delayed(event_times: Any, delay_us: int) -> Any:
+    return pc.add(event_times, pa.scalar(delay_us, pa.duration("us"))) if delay_us else event_times
 
 
 def with_columns(labels: pa.Table, request: Request, asked: Asked, columns: Sequence[Any]) -> pa.Table:

@@ -11,50 +11,60 @@ Errors:   DataError: a column is missing or there twice, or of a type that does 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from .._core.request import keys_batch
 from ..casts import Faults, cast_for
 from ..dtypes import DType
 from ..errors import DataError
 from ..sources import bounded, open_source
 
+if TYPE_CHECKING:
+    from .._core.table import RowBatch
+
 Known = Literal["as_served", "as_corrected"]
 EVERYTHING: Final = 2**63 - 1  # as a known time: all rows count
+TIMES: Final = (":event_us", ":known_us")  # no join key has a colon
 
 
-@dataclass(frozen=True)
 class Asked:
-    """What n labels ask: join key -> column, and for each label its T and K (int64 us)."""
+    """What n labels ask: `rows` has their join keys, then the T and the K of each (int64 us)."""
 
-    keys: Mapping[str, Any]
-    event_us: NDArray[np.int64]
-    known_us: NDArray[np.int64]
+    def __init__(self, rows: pa.RecordBatch) -> None:
+        self.rows = rows
 
     def __len__(self) -> int:
-        return len(self.event_us)
+        return int(self.rows.num_rows)
 
-    def take(self, chosen: NDArray[np.int64], names: Iterable[str]) -> Asked:
-        """The labels at these places, with these of their keys."""
-        at = pa.array(chosen)
-        keys = {name: self.keys[name].take(at) for name in names}
-        return Asked(keys, self.event_us[chosen], self.known_us[chosen])
+    def of(self, names: Iterable[str]) -> Asked:
+        """With these of the join keys, in this order."""
+        return Asked(self.rows.select([*names, *TIMES]))
+
+    def take(self, places: NDArray[Any]) -> Asked:
+        """The labels at these places."""
+        return Asked(self.rows.take(pa.array(places)))
 
     def slice(self, start: int, size: int) -> Asked:
         """`size` labels from `start` on, or what there is of them."""
-        keys = {name: column.slice(start, size) for name, column in self.keys.items()}
-        return Asked(keys, self.event_us[start : start + size], self.known_us[start : start + size])
+        return Asked(self.rows.slice(start, size))
 
-    def entities(self, keys: Mapping[str, str]) -> dict[str, Any]:
-        """These join keys, as a Plan takes entities."""
-        return {
-            name: self.keys[name].to_pylist() if kind == "string" else self.keys[name].to_numpy()
-            for name, kind in keys.items()
-        }
+    def keys(self, kinds: Mapping[str, str]) -> RowBatch:
+        """These join keys, encoded as a Plan takes them."""
+        return keys_batch(tuple(kinds), tuple(kinds.values()), self.rows.select(list(kinds)))
+
+    @property
+    def event_us(self) -> NDArray[np.int64]:
+        times: NDArray[np.int64] = self.rows.column(TIMES[0]).to_numpy()
+        return times
+
+    @property
+    def known_us(self) -> NDArray[np.int64]:
+        times: NDArray[np.int64] = self.rows.column(TIMES[1]).to_numpy()
+        return times
 
 
 class Labels:
@@ -163,6 +173,5 @@ def asked_of(labels: pa.Table, keys: Mapping[str, str], event_time: str, known: 
     times = cast_whole(
         labels.column(event_time), time_cast(schema.field(event_time).type, event_time), f"column {event_time!r}"
     )
-    event_us = times.to_numpy()
-    known_us = event_us if known == "as_served" else np.full(len(event_us), EVERYTHING, np.int64)
-    return Asked(columns, event_us, known_us)
+    known_us = times if known == "as_served" else pa.array(np.full(len(times), EVERYTHING, np.int64))
+    return Asked(pa.RecordBatch.from_arrays([*columns.values(), times, known_us], names=[*columns, *TIMES]))

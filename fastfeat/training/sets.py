@@ -10,9 +10,11 @@ Memory:   a chunk of labels with its answers, and per worker the rows of one chu
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -27,16 +29,19 @@ from ..durable import Storage
 from ..history.history import BUCKETS, bucket_of
 from ..history.rowfile import key_at, key_range
 from ..report import ignore_rows, load_progress
+from ..result import arrow_array
 from ..rows import key_hashes, rows_schema
 from ..sources import BATCH_ROWS_MAX
 from .joining import (
+    THREADS,
+    Columns,
     Features,
     Request,
     ViewJoin,
-    answered,
+    Workers,
     check_known,
     check_labels,
-    feature_arrays,
+    fill,
     request_of,
     with_columns,
 )
@@ -47,9 +52,6 @@ MEMORY_SIZE: Final = 1 << 30  # what a training set takes beside the store, abou
 LABEL_SHARE: Final = 8  # of it: labels, what they ask, answers, and the same again while they are put in order
 ROWS_SHARE: Final = 24  # of it: a chunk of rows, its private table, and what both need on the way
 LABEL_ROWS_MAX: Final = 1 << 21
-WORKERS: Final = 2
-
-Answers = list[tuple[NDArray[np.int64], list[Any]]]  # which labels, and their columns
 
 
 class Source(Protocol):
@@ -66,18 +68,23 @@ class Tables:
 
     def __init__(self, request: Request, definitions: Definitions, clock: Clock) -> None:
         self._request = request
-        items = definitions.plan_items(request.stored, definitions.tables)
-        self._plan = Plan(clock, items) if items else None
+        self._plans = [Plan(clock, definitions.plan_items(join.features, definitions.tables)) for join in request.joins]
 
     def answer(self, asked: Asked) -> list[Any]:
-        if self._plan is None:  # all is computed from the labels' own columns
-            return []
-        parts = []
-        for start in range(0, len(asked), BATCH_ROWS_MAX):  # so that a writer does not wait long for its memory
-            some = asked.slice(start, BATCH_ROWS_MAX)
-            answer = self._plan.columns_at(some.entities(self._request.keys), some.event_us, some.known_us)
-            parts.append(feature_arrays(self._plan, answer))
-        return [pa.chunked_array(part) for part in zip(*parts, strict=True)]
+        columns: list[Any] = [None] * len(self._request.stored)
+        for join, plan in zip(self._request.joins, self._plans, strict=True):
+            some = asked.of(join.keys)
+            # In parts, so that a writer does not wait long for memory that a reader may still see.
+            starts = range(0, len(some), BATCH_ROWS_MAX)
+            parts = [table_arrays(join, plan, some.slice(start, BATCH_ROWS_MAX)) for start in starts]
+            for place, arrays in zip(join.places, zip(*parts, strict=True), strict=True):
+                columns[place] = pa.chunked_array(arrays)
+        return columns
+
+
+def table_arrays(join: ViewJoin, plan: Plan, asked: Asked) -> list[Any]:
+    _, _, columns = plan.columns_at(asked.keys(join.keys), asked.event_us, asked.known_us)
+    return [arrow_array(dtype, column) for dtype, column in zip(plan.dtypes, columns, strict=True)]
 
 
 class Buckets:
@@ -87,28 +94,34 @@ class Buckets:
         self._request = request
         self._rows = rows
         self._chunk_size = chunk_size
+        self._workers = [Workers(join) for join in request.joins]
 
     def answer(self, asked: Asked) -> list[Any]:
         columns: list[Any] = [None] * len(self._request.stored)
-        with ThreadPoolExecutor(WORKERS, "fastfeat-training") as pool:
-            for join in self._request.joins:
-                parts = list(pool.map(lambda part, join=join: self._bucket(join, asked, *part), by_bucket(join, asked)))
-                for place, column in zip(join.places, in_order([each for part in parts for each in part]), strict=True):
+        with ThreadPoolExecutor(THREADS, "fastfeat-training") as pool:
+            for workers in self._workers:
+                join = workers.join
+                filled = Columns(join.dtypes, len(asked))
+                fill_bucket = partial(self._fill_bucket, filled, workers, asked.of(join.keys))
+                deque(pool.map(fill_bucket, by_bucket(join, asked)), 0)
+                for place, column in zip(join.places, filled.arrays(), strict=True):
                     columns[place] = column
         return columns
 
-    def _bucket(self, join: ViewJoin, asked: Asked, bucket: int, places: NDArray[np.int64]) -> Answers:
-        """The answers of the labels at these places, all of one bucket."""
-        name, asked = join.view.name, asked.take(places, join.keys)
-        heads = self._rows.heads(name, bucket)
-        chunks = self._rows.chunks(name, bucket, self._chunk_size)
-        return [(places[at], answered(join, some, rows, heads)) for at, some, rows in matched(join, asked, chunks)]
+    def _fill_bucket(
+        self, columns: Columns, workers: Workers, asked: Asked, bucket: tuple[int, NDArray[np.uint32]]
+    ) -> None:
+        """Put the answers of the labels at these places, all of one bucket."""
+        number, places = bucket
+        chunks = self._rows.chunks(workers.join.view.name, number, self._chunk_size)
+        for at, some, rows in matched(workers.join, asked.take(places), chunks):
+            fill(columns, workers, some, places[at], rows)
 
 
-def by_bucket(join: ViewJoin, asked: Asked) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def by_bucket(join: ViewJoin, asked: Asked) -> Iterator[tuple[int, NDArray[np.uint32]]]:
     """The labels of each bucket of the key's hash that has any."""
-    buckets = bucket_of(key_hashes(join.view, asked.entities(join.keys)))
-    order = np.argsort(buckets, kind="stable")
+    buckets = bucket_of(key_hashes(join.view, asked.keys(join.keys)))
+    order = np.argsort(buckets, kind="stable").astype(np.uint32)
     ends = np.cumsum(np.bincount(buckets, minlength=BUCKETS))
     for bucket, places in enumerate(np.split(order, ends[:-1])):
         if len(places):
@@ -128,7 +141,7 @@ def matched(
         yield everyone, asked, chunk
         return
     names = list(join.keys)
-    table = pa.table([asked.keys[name] for name in names], names)
+    table = pa.Table.from_batches([asked.rows.select(names)])
     order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in names]).to_numpy()
     table = table.take(pa.array(order))
     start = 0
@@ -136,19 +149,9 @@ def matched(
         last = key_at(chunk, names, chunk.num_rows - 1)
         stop = len(asked) if following is None else key_range(table, names, last)[1]
         if stop > start:
-            yield order[start:stop], asked.take(order[start:stop], join.keys), chunk
+            yield order[start:stop], asked.take(order[start:stop]), chunk
         start = stop
         chunk, following = following, next(chunks, None)
-
-
-def in_order(parts: Answers) -> Iterator[Any]:
-    """The columns of all parts, each label's values where it stands."""
-    places = np.concatenate([places for places, _ in parts])
-    inverse = np.empty(len(places), np.int64)
-    inverse[places] = np.arange(len(places))
-    at = pa.array(inverse)
-    for columns in zip(*(columns for _, columns in parts), strict=True):
-        yield pa.chunked_array(columns).take(at)
 
 
 def training_set(

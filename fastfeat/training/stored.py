@@ -11,7 +11,7 @@ Memory:       the tails and the deletes, and per bucket that is read one chunk a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,15 @@ import pyarrow.compute as pc
 from .._core.exports import export_shards, shards_of
 from ..applied import Definitions
 from ..durable import Storage, Tail
+from ..history.deletes import DELETED, erase
 from ..history.history import bucket_of
 from ..history.merging import merge_rows
 from ..history.rowfile import sort_rows
-from ..rows import SEQUENCE, entity_columns, heads_batch, heads_schema, key_hashes, rows_batch, rows_schema
+from ..rows import SEQUENCE, entity_columns, heads_batch, key_hashes, rows_batch, rows_schema
 from ..schema import FeatureView
+
+if TYPE_CHECKING:
+    from .._core.table import Table
 
 
 class StoredRows:
@@ -38,8 +42,8 @@ class StoredRows:
         self._views = views
         tails = storage.tails
         self._tails = {name: split_by_bucket(view, self._tail_rows(tails, view)) for name, view in views.items()}
-        self._heads = {
-            name: split_by_bucket(view, heads_of_table(view, definitions.tables[name])) for name, view in views.items()
+        self._deletes = {
+            name: split_by_bucket(view, deletes_of(view, definitions.tables[name])) for name, view in views.items()
         }
 
     def _tail_rows(self, tails: Sequence[Tail], view: FeatureView) -> pa.Table:
@@ -53,10 +57,6 @@ class StoredRows:
         ]
         return pa.Table.from_batches(parts, schema=schema)
 
-    def heads(self, view: str, bucket: int) -> pa.Table | None:
-        """What the keys of a bucket remember of deletes."""
-        return self._heads[view].get(bucket)
-
     def chunks(self, view: str, bucket: int, size_max: int) -> Iterator[pa.Table]:
         """The rows of a bucket, by key, in tables of about `size_max` bytes that each hold whole keys."""
         schema = rows_schema(self._views[view])
@@ -68,7 +68,9 @@ class StoredRows:
                 # What moved into the history since the tails were taken is there, too.
                 tail = tail.filter(pc.greater_equal(tail.column(SEQUENCE), pa.scalar(covered, pa.uint64())))
                 files = [*files, iter([sort_rows(tail)] if tail.num_rows else [])]
-            for part in merge_rows(files):
+            parts = merge_rows(files)
+            deletes = self._deletes[view].get(bucket)
+            for part in parts if deletes is None else erase(parts, sorted_by_key(deletes)):
                 part = part.cast(schema)
                 part = part.filter(pc.less(part.column(SEQUENCE), pa.scalar(self._end, pa.uint64())))
                 held.append(part)
@@ -80,16 +82,16 @@ class StoredRows:
             yield pa.concat_tables(held)
 
 
-def heads_of_table(view: FeatureView, table: Any) -> pa.Table:
-    """The deletes that a table in memory knows, shard by shard: most entities remember none."""
-    parts = []
-    for shard in range(shards_of(table)):
-        heads = heads_batch(view, export_shards(table, shard, shard + 1, 0))
-        parts.append(heads.filter(pc.is_valid(heads.column("deleted_us"))))
-    heads = pa.Table.from_batches(parts, schema=heads_schema(view))
-    # What memory dropped is no concern of a table that has every row.
-    at = heads.schema.get_field_index("has_dropped")
-    return heads.set_column(at, "has_dropped", pa.array(np.zeros(heads.num_rows, np.bool_)))
+def deletes_of(view: FeatureView, table: Table) -> pa.Table:
+    """The deletes that a table in memory knows: join keys and deleted_us. By shard, as most entities have none."""
+    names = [*view.entity.join_keys, DELETED]
+    parts = [heads_batch(view, export_shards(table, shard, shard + 1, 0)) for shard in range(shards_of(table))]
+    some = [part.filter(pc.is_valid(part.column(DELETED))).select(names) for part in parts]
+    return pa.Table.from_batches(some)
+
+
+def sorted_by_key(deletes: pa.Table) -> pa.Table:
+    return deletes.sort_by([(name, "ascending") for name in deletes.schema.names if name != DELETED])
 
 
 def split_by_bucket(view: FeatureView, table: pa.Table) -> dict[int, pa.Table]:
