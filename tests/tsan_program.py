@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fastfeat import BeforeHistory, Entity, FeatureView, Field, Store
+from fastfeat import Aggregation, BeforeHistory, Entity, FeatureView, Field, Store, WindowView
 
 KEYS = 1_000
 CHECKS = 6
@@ -34,6 +34,17 @@ VIEWS = [
     FeatureView("short", USER, FIELDS, keep=3),
     FeatureView("latest", USER, FIELDS, keep="latest"),
 ]
+EVENTS = FeatureView("events", USER, [Field("amount", "float64"), Field("shop", "string")], kind="event")
+WINDOWS = WindowView(
+    "windows",
+    EVENTS,
+    [
+        Aggregation("amount", "sum", timedelta(days=100), name="sum"),
+        Aggregation("amount", "count", timedelta(days=100), name="count"),
+        Aggregation("amount", "max", timedelta(days=100), name="max"),
+        Aggregation("shop", "count_distinct", timedelta(days=100), name="shops"),
+    ],
+)
 NUMBERS = ["version", *(f"check{i}" for i in range(CHECKS))]
 
 
@@ -59,7 +70,7 @@ class Program:
             fsync="off",
             shared=f"{directory}/shared",
         )
-        self.store.apply(VIEWS)
+        self.store.apply([*VIEWS, WINDOWS])
         self.is_over = threading.Event()
         self.faults: list[BaseException] = []
         self.newest = 0
@@ -81,6 +92,32 @@ class Program:
             grown += KEYS // 2
             self.store.delete("latest", {"user_id": random.integers(0, KEYS, KEYS // 20)})
             self.store.apply([replace(VIEWS[0], ttl=None if self.newest % 2 else timedelta(days=100))])
+            yield
+
+    def write_events(self) -> Iterator[None]:
+        """An amount and its opposite for everybody, in one write: in order, or the second of them late."""
+        random, written = np.random.default_rng(3), 0
+        while True:
+            second = int(random.integers(written + 1)) if written % 3 == 0 else written + 1
+            for_each = [
+                {"user_id": user, "event_timestamp": START_US + when * 10, "amount": amount, "shop": f"{written % 7}"}
+                for user in range(300)
+                for when, amount in ((written, 0.1 * written), (second, -0.1 * written))
+            ]
+            self.store.push("events", for_each)
+            written += 2
+            yield
+
+    def read_windows(self) -> Iterator[None]:
+        features = [f"windows:{name}" for name in ("sum", "count", "max", "shops")]
+        seen = np.zeros(300)
+        while True:
+            matrix = self.store.get_feature_vectors(features, {"user_id": np.arange(300)})
+            assert (matrix[:, 1] % 2 == 0).all(), "half a write"
+            assert (np.nan_to_num(matrix[:, 0]) == 0).all(), "a sum of rows that were never there together"
+            assert (matrix[:, 1] >= seen).all(), "a window went backward"
+            seen = matrix[:, 1]
+            self.reads += 300
             yield
 
     def read_numbers(self, view: FeatureView) -> Iterator[None]:
@@ -127,6 +164,7 @@ class Program:
     def run(self, seconds: float) -> None:
         """All at once for so long; raises what was raised in any of them."""
         workers = [self.write(), self.inspect(), self.read_texts(), *(self.read_numbers(view) for view in VIEWS)]
+        workers += [self.write_events(), self.read_windows()]
         threads = [threading.Thread(target=self._loop, args=(worker,)) for worker in workers]
         for thread in threads:
             thread.start()

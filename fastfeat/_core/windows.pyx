@@ -30,7 +30,10 @@ from .aggregates cimport (
     WindowGroup, WindowPlan, WindowRange, WindowScratch, function_write, image_null, image_put_double, image_put_int,
 )
 from .arena cimport arena_end
-from .atomics cimport atomic_load_u32, atomic_load_u64, copy_once, ff_unlikely, load_once_u16, load_once_u64, prefetch
+from .atomics cimport (
+    atomic_load_u32, atomic_load_u64, copy_once, cpu_relax, ff_seeded_bug, ff_unlikely, load_once_u16, load_once_u64,
+    prefetch,
+)
 from .columns cimport (
     BYTES, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, STRING, TIMESTAMP, UINT16, UINT32, UINT64, FieldView, key_at,
     key_size, row_is_null,
@@ -77,6 +80,7 @@ cdef struct Timeline:
 cdef void timeline_open(Timeline* t, const TableView* view, const BlockView* tail) noexcept nogil:
     cdef uint64_t end = arena_end(&view.arena)
     cdef uint64_t head_at
+    cdef int _
     t.view = view
     t.tail = tail[0]
     t.first = 0
@@ -85,8 +89,11 @@ cdef void timeline_open(Timeline* t, const TableView* view, const BlockView* tai
     t.is_torn = False
     while True:                           # head and count change one at a time: see both as of one moment
         head_at = atomic_load_u64(&tail.header.head_at)
+        if ff_seeded_bug("count_after_head"):
+            for _ in range(20_000):
+                cpu_relax()
         t.tail.count = atomic_load_u32(&tail.header.count)
-        if atomic_load_u64(&tail.header.head_at) == head_at:
+        if ff_seeded_bug("count_after_head") or atomic_load_u64(&tail.header.head_at) == head_at:
             break
     t.has_head = head_at != 0
     if ff_unlikely(t.tail.count > t.tail.capacity):
