@@ -65,7 +65,8 @@ class StoreMachine(RuleBasedStateMachine):
         views = {view.name: replace(view, **self.focus) for view in world.views}
         windows = [replace(each, source=views[each.source.name]) for each in world.windows]
         self.world = replace(world, views=list(views.values()), windows=windows)
-        self.store.apply([*self.readable, FeatureService("every", self.readable)])
+        self.served = self.readable
+        self.store.apply([*self.served, FeatureService("every", self.served)])
         for view in self.readable:
             self.model.apply(view)
 
@@ -154,7 +155,7 @@ class StoreMachine(RuleBasedStateMachine):
         features = self.draw_features(data)
         is_service = data.draw(st.booleans(), "service")
         if is_service:
-            features = [(view, i) for view in self.readable for i in range(len(view.schema))]
+            features = [(view, i) for view in self.served for i in range(len(view.schema))]
         entity_rows, as_of, known_at = self.draw_question(data, features)
         asked = "every" if is_service else names(features)
         given = data.draw(st.sampled_from([entity_rows, columns_of(entity_rows)]), "form")

@@ -108,6 +108,8 @@ def test_a_function_of_these_values(function: Any, values: Sequence[Any], expect
         (0.0, [2.0, INF], 2.0),
         (0.5, [2.0, INF], INF),
         (0.5, [-INF, INF], NAN),
+        (0.5, [INF, INF], INF),
+        (0.5, [0.0, -0.0], -0.0),
         (0.0, [0.0, -0.0], -0.0),
         (0.5, [1.0, PAYLOAD], NAN),
         (0.25, [7.0], 7.0),

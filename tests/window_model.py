@@ -120,15 +120,15 @@ def extreme(function: str, values: Sequence[Any]) -> Any:
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """Linear between neighbours; a neighbour of no weight does not count, not even an infinite one."""
+    """Linear between neighbours that differ; one of no weight does not count, not even an infinite one."""
     if any(is_nan(value) for value in values):
         return float("nan")
     ordered = sorted(values, key=order)
     h = (len(ordered) - 1) * q
     low = math.floor(h)
-    if h == low:
+    if h == low or ordered[low] == ordered[low + 1]:
         return ordered[low]
-    return ordered[low] + (h - low) * (ordered[low + 1] - ordered[low])
+    return float(quiet(ordered[low] + (h - low) * (ordered[low + 1] - ordered[low])))
 
 
 def moment(function: str, values: Sequence[Any]) -> float | None:

@@ -336,7 +336,7 @@ cdef void quantile_write(
         high = key_double(keys_select(s.keys, count, below + 1))
         if high != low:
             low += part * (high - low)
-    image_put_double(image, function, low)
+    image_put_double(image, function, low if low == low else NAN)     # of infinities; the processor's has a sign
 
 
 cdef void defer(

@@ -59,6 +59,7 @@ cdef enum:
     AHEAD = 4                 # blocks on their way while one is summed
 
 DURATION_MAX_US = 1 << 62
+WHOLE_FAR = 1 << 65               # more than any integer of a column
 
 
 # --- one entity's rows, as they stood at one moment ------------------------------------------------------------------
@@ -785,15 +786,16 @@ cdef class Windows:
         cdef Condition* before
         cdef Constant* constant
         cdef const uint8_t[::1] data
-        column, operator, _ = each
+        column, operator, value = each
         condition.field = layout.names.index(column)
         condition.offset = layout.fields[condition.field].offset
         condition.kind = layout.fields[condition.field].kind
+        operator, values = comparable(condition.kind, operator, value)
         condition.operator = OPERATORS.index(operator)
         if c > 0:
             before = &self.plan.conditions[c - 1]
             condition.constants_first = before.constants_first + before.constants_count
-        for value in values_of(each):
+        for value in values:
             constant = &self.plan.constants[condition.constants_first + condition.constants_count]
             if condition.kind in (STRING, BYTES):
                 encoded = value.encode() if isinstance(value, str) else value
@@ -817,9 +819,42 @@ cdef int whole_set(Constant* constant, value) except -1:
 
 
 def values_of(condition):
-    """The values that a condition compares with, in a form that its column can equal, see comparable."""
+    """The values that a condition compares with."""
     _, operator, value = condition
     return value if operator in ("in", "not in") else (value,)
+
+
+def comparable(uint8_t kind, operator, value):
+    """(operator, values) that mean the same, each value one that a column of this kind could hold.
+
+    A number is compared by its value, however it was written: of an int64 column `< 2.5` is `<= 2`, and no float64 is
+    equal to 2**53 + 1.
+    """
+    if kind in (STRING, BYTES):
+        return operator, values_of((None, operator, value))
+    hold = held_by_float if kind in (FLOAT64, FLOAT32) else held_by_int
+    if operator in ("==", "!=", "in", "not in"):
+        near = [(each, hold(each)) for each in values_of((None, operator, value))]
+        return {"==": "in", "!=": "not in"}.get(operator, operator), [held for each, held in near if held == each]
+    held = hold(value)
+    if held < value and operator in ("<", ">="):      # between the two lies nothing that the column could hold
+        operator = {"<": "<=", ">=": ">"}[operator]
+    elif held > value and operator in ("<=", ">"):
+        operator = {"<=": "<", ">": ">="}[operator]
+    return operator, (held,)
+
+
+def held_by_float(value):
+    """The float64 at or next to the value."""
+    try:
+        return float(value)
+    except OverflowError:
+        return HUGE_VAL if value > 0 else -HUGE_VAL
+
+
+def held_by_int(value):
+    """The integer at or next to the value, no further out than just beyond every column's range."""
+    return int(max(-WHOLE_FAR, min(value, WHOLE_FAR)))
 
 
 def range_of(aggregation):
