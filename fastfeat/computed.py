@@ -263,6 +263,7 @@ class Inputs(Mapping[str, Any]):
     def __init__(self, names: Mapping[str, str], found: Mapping[str, Typed]) -> None:
         self._names = names
         self._found = found
+        self._arrays: dict[str, NDArray[Any]] = {}  # those read: a null or a string costs a pass over the column
         self.valid: Mapping[str, NDArray[np.bool_]] = Valid(self)
 
     def column(self, name: str) -> Typed:
@@ -272,7 +273,10 @@ class Inputs(Mapping[str, Any]):
             raise KeyError(f"no input {name!r}; there are {', '.join(self._names)}") from None
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        return array_of(*self.column(name))
+        array = self._arrays.get(name)
+        if array is None:
+            array = self._arrays[name] = array_of(*self.column(name))
+        return array
 
     def __contains__(self, name: object) -> bool:
         return name in self._names

@@ -274,6 +274,8 @@ def test_every_type_goes_in_and_comes_out_as_it_was(dtype: str) -> None:
     array = Inputs(echo.names, {"x": (Field("x", dtype).dtype, column)})["x"]
     assert array.dtype == kind
     assert not array.flags.writeable
+    inputs = Inputs(echo.names, {"x": (Field("x", dtype).dtype, column)})
+    assert inputs["x"] is inputs["x"]
 
 
 FITTING: list[tuple[str, Any, list[Any]]] = [
