@@ -50,6 +50,9 @@ GROUPS = {
     "workers.load": "workers:measure_load",
     "workers.scale": "workers:measure_scale",
     "windows": "windows:measure",
+    "training.join": "training:measure_join",
+    "training.windows": "training:measure_windows",
+    "training.memory": "training:measure_memory",
 }
 SIGNS = {"at_most": "<=", "at_least": ">="}
 DISTRIBUTIONS = ("fastfeat", "numpy", "pyarrow", "msgpack", "uvloop", "cython", "redis", "hiredis")

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ._core.arena import Arena
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from .shared import Sharing
     from .snapshot import SnapshotInfo
     from .training.labels import Known
+    from .training.saved import Origin
 
     Moment = datetime | int | None
     Features = str | FeatureService | Sequence[str | Feature | View]
@@ -658,13 +660,9 @@ class Store:
         BeforeHistory (a store without a directory dropped what it may need), also while the reader is read.
         Source: docs/SEMANTICS.md, "Two clocks".
         """
-        from .training import training_set
+        from .training.sets import training_set
 
-        self._open_arena()
-        storage, stored, now = self._storage, None, self._definitions
-        if storage is not None:
-            now, position = storage.commits.consistent(lambda: self._definitions)
-            stored = storage, position
+        now, stored, _ = self._past_state()
         return training_set(
             labels,
             features,
@@ -675,7 +673,52 @@ class Store:
             event_time=event_time,
             progress=progress,
             memory_bytes=memory_bytes,
+        )[0]
+
+    def _past_state(self) -> tuple[Definitions, tuple[Storage, int] | None, int | None]:
+        """The definitions; of a durable store also its position, and the version of the definitions."""
+        self._open_arena()
+        storage = self._storage
+        if storage is None:
+            return self._definitions, None, None
+        (now, version), position = storage.commits.consistent(lambda: (self._definitions, len(storage.versions)))
+        return now, (storage, position), version
+
+    def create_saved_dataset(
+        self,
+        path: str | os.PathLike[str],
+        labels: object,
+        features: Features,
+        *,
+        known: Known = "as_served",
+        event_time: str = "event_timestamp",
+        progress: bool = False,
+        memory_bytes: int = 1 << 30,
+    ) -> Origin:
+        """Write a training set as the Parquet file `path`, whole or not at all; what it is of is in it, too.
+
+        As get_historical_features; fastfeat.training.read_origin(path) says again what this returns: the definitions
+        that the features were made by, their sha256, version and position of the store, the rows. Raises StorageError
+        where the file can't be written.
+        """
+        from .training.saved import origin_of, save
+        from .training.sets import training_set
+
+        now, stored, version = self._past_state()
+        reader, request = training_set(
+            labels,
+            features,
+            now,
+            self._clock,
+            stored=stored,
+            known=known,
+            event_time=event_time,
+            progress=progress,
+            memory_bytes=memory_bytes,
         )
+        position = None if stored is None else stored[1]
+        origin = origin_of(request, known, event_time, version, position, self._clock.now())
+        return save(reader, Path(path), origin)
 
     def plan(self, features: Features) -> AnyPlan:
         """The compiled plan of a list of features, for whoever answers many requests of it (the server).

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,14 +29,17 @@ from fastfeat import (
     FeatureService,
     FeatureView,
     Field,
+    StorageError,
     Store,
     UnknownFeature,
     UnknownView,
 )
+from fastfeat.cli import app
+from fastfeat.definitions import definitions_from_list
 from fastfeat.dtypes import DType
 from fastfeat.schema import View
 from fastfeat.times import TIME_MAX_US, TIME_MIN_US
-from fastfeat.training import join_bucket, joining
+from fastfeat.training import join_bucket, joining, read_origin
 
 from .model import check_equal, value_bits
 from .strategies import START_US, World, edges_us, key_values, row_table, row_values, times_near, worlds
@@ -362,3 +366,84 @@ def test_a_row_that_moves_to_after_the_label_is_as_if_it_were_not_there(data: st
         return [each.read_all().column("v:x").to_pylist() for each in (served, corrected)]
 
     assert vector(moved=True) == vector(moved=False)
+
+
+# --- saved sets and the command line
+
+
+def test_a_saved_set_says_what_it_is_of(tmp_path: Path) -> None:
+    rows = {"user_id": [1, 2], "event_timestamp": [100, 100], "amount": [1.0, 2.0], "note": ["a", "b"]}
+    labels = pa.table({"user_id": [2, 1, 3], "event_timestamp": [150, 150, 150]})
+    with Store.open(str(tmp_path / "data"), capacity_bytes=64 << 20, clock=lambda: START_US) as store:
+        store.apply([BALANCE, RATING, FeatureService("model", [BALANCE["amount"]])])
+        store.load("balance", pa.table(rows))
+        origin = store.create_saved_dataset(tmp_path / "set.parquet", labels, "model", known="as_corrected")
+        again = store.create_saved_dataset(tmp_path / "again.parquet", labels, ["balance:amount"])
+        store.apply(replace(BALANCE, ttl=timedelta(hours=1)))
+        changed = store.create_saved_dataset(tmp_path / "changed.parquet", labels, ["balance:amount"])
+    assert origin == read_origin(tmp_path / "set.parquet")
+    assert (origin.version, origin.position, origin.rows, origin.known) == (1, 2, 3, "as_corrected")
+    assert (origin.features, origin.taken_us) == (("balance:amount",), START_US)
+    assert [each["name"] for each in origin.definitions] == ["user", "balance"]
+    assert definitions_from_list(origin.definitions) == [USER, BALANCE]
+    assert again.definitions_sha256 == origin.definitions_sha256
+    assert (changed.version, changed.definitions_sha256 == origin.definitions_sha256) == (2, False)
+    saved = pq.read_table(tmp_path / "set.parquet")
+    assert saved.column("balance:amount").to_pylist() == [2.0, 1.0, None]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "again.parquet",
+        "changed.parquet",
+        "data",
+        "set.parquet",
+    ]
+
+
+def test_a_set_that_fails_leaves_no_file(store: Store, tmp_path: Path) -> None:
+    bad = LABELS.set_column(2, "user_id", pa.array([1, 2, None, 4, 5, 6]))
+    with pytest.raises(DataError, match="is null"):
+        store.create_saved_dataset(tmp_path / "set.parquet", bad, "model")
+    with pytest.raises(StorageError, match="can't be written"):
+        store.create_saved_dataset(tmp_path / "nowhere" / "set.parquet", LABELS, "model")
+    assert list(tmp_path.iterdir()) == []
+    pq.write_table(LABELS, tmp_path / "plain.parquet")
+    with pytest.raises(DataError, match="no saved training set"):
+        read_origin(tmp_path / "plain.parquet")
+
+
+DEFINITIONS = '''
+"""Features of users."""
+
+from fastfeat import Entity, FeatureService, FeatureView, Field
+
+user = Entity("user", {"user_id": "int64"})
+balance = FeatureView("balance", user, [Field("amount", "float64"), Field("note", "string")])
+model = FeatureService("model", [balance])
+'''
+
+
+def test_the_command_line_trains_from_a_directory_and_from_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"user_id": [1, 2], "event_timestamp": [100, 100], "amount": [1.0, 2.0], "note": ["a", "b"]}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    pq.write_table(pa.table({"user_id": [2, 3], "event_timestamp": [150, 150]}), tmp_path / "labels.parquet")
+    (tmp_path / "training_features.py").write_text(DEFINITIONS, encoding="utf-8")
+    with Store.open(str(tmp_path / "data"), capacity_bytes=64 << 20) as store:
+        store.apply([BALANCE, FeatureService("model", [BALANCE])])
+        store.load("balance", pa.table(rows))
+    asked = ["train", str(tmp_path / "labels.parquet"), "model", "-o", str(tmp_path / "set.parquet")]
+    definitions = ["--definitions", str(tmp_path / "training_features.py")]
+    for source in (
+        ["--store", str(tmp_path / "data")],
+        [*definitions, "--rows", f"balance={tmp_path / 'rows.parquet'}"],
+    ):
+        assert app.run([*asked, *source, "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert (said["rows"], said["features"]) == (2, ["balance:amount", "balance:note"])
+        assert said["definitions_sha256"] == read_origin(tmp_path / "set.parquet").definitions_sha256
+        assert pq.read_table(tmp_path / "set.parquet").column("balance:note").to_pylist() == ["b", None]
+    assert app.run([*asked, "--store", str(tmp_path / "data"), "--known", "as_corrected"]) == 0
+    assert "as_corrected" in capsys.readouterr().out
+    for wrong in ([], [*definitions, "--rows", "balance"], ["--store", "x", *definitions]):
+        assert app.run([*asked, *wrong]) == 2
+    assert app.run([*asked, "--store", str(tmp_path / "nothing")]) == 1

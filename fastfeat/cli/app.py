@@ -11,7 +11,7 @@ import typer
 import fastfeat
 from fastfeat.errors import FastFeatError
 
-from . import bench, demo, inspection, load, read, serve, storage
+from . import bench, demo, inspection, load, read, serve, storage, train
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -35,6 +35,7 @@ app.command()(load.load)
 app.command()(read.get)
 app.command()(read.replay)
 app.command()(read.info)
+app.command()(train.train)
 app.command()(storage.snapshot)
 app.command()(storage.compact)
 app.command()(inspection.check)

@@ -9,6 +9,6 @@ can run per group of keys. A store adds where rows come from and how memory stay
 from __future__ import annotations
 
 from .joining import join_bucket
-from .sets import training_set
+from .saved import Origin, read_origin
 
-__all__ = ["join_bucket", "training_set"]
+__all__ = ["Origin", "join_bucket", "read_origin"]

@@ -165,8 +165,11 @@ def training_set(
     event_time: str = "event_timestamp",
     progress: bool = False,
     memory_bytes: int = MEMORY_SIZE,
-) -> Any:
-    """A reader of the labels with a column per feature. stored: a durable store's storage and the position to read."""
+) -> tuple[Any, Request]:
+    """A reader of the labels with a column per feature, and what was resolved for it.
+
+    stored: a durable store's storage and the position to read.
+    """
     check_known(known)
     request = request_of(features, definitions)
     examples = Labels(labels, request.keys, event_time)
@@ -187,4 +190,5 @@ def training_set(
                 yield from joined.to_batches(BATCH_ROWS_MAX)
                 advance(chunk.num_rows)
 
-    return pa.RecordBatchReader.from_batches(pa.schema([*examples.schema, *request.fields]), batches())
+    reader = pa.RecordBatchReader.from_batches(pa.schema([*examples.schema, *request.fields]), batches())
+    return reader, request

@@ -1,0 +1,233 @@
+"""Training sets against Polars and DuckDB, all from the same unsorted Arrow tables; and memory over a long history.
+
+join     1.75 M labels x 1.75 M rows over 5,000 entities: the last row before each label; Polars: sort both, join_asof
+windows  six windows at each of 1.75 M events: Polars: sort, rolling; DuckDB: window functions over RANGE
+memory   a store whose history is ten times the memory that its training set is allowed
+
+The peers take turns; a time is the median of the rounds. Answers are compared: values bit for bit, means (which the
+peers sum in floating point) to 12 digits.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastfeat import FeatureView, Field, Store
+from fastfeat.training import join_bucket
+
+from . import data, events
+from .measure import Findings, Size, quiet
+
+PRICE: Final = FeatureView("price", entity=events.CARD, schema=[Field("amount", "float64")])
+ROUNDS: Final = 7
+DAYS: Final = events.DAYS
+
+MEMORY_BYTES: Final = 96 << 20
+MEMORY_FACTOR: Final = 10  # a history's rows in memory over what training is allowed
+LONG: Final = FeatureView(
+    "long", entity=events.CARD, schema=[Field(f"f{i}", "float64") for i in range(10)], keep="latest"
+)
+LONG_ROW_BYTES: Final = 8 * (1 + 3 + 10)
+LONG_LABELS: Final = 200_000
+
+
+def sized(size: Size) -> int:
+    return size.entities // 20 if size.smoke else events.ENTITIES
+
+
+def labels_of(entities: int) -> pa.Table:
+    rng = np.random.default_rng(data.SEED + 1)
+    count = entities * events.EVENTS_EACH
+    times = events.START_US + rng.integers(0, 30 * events.DAY_US, count)
+    table = events.event_table(rng.integers(0, entities, count), times, np.zeros(count))
+    return table.drop_columns(["amount"])
+
+
+def turns(calls: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """Median seconds and the last answer of each; the first round is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    answers: dict[str, Any] = {}
+    for turn in range(rounds + 1):
+        for name, call in calls.items() if turn % 2 == 0 else reversed(calls.items()):
+            with quiet():
+                began = time.perf_counter()
+                answers[name] = call()
+                seconds[name].append(time.perf_counter() - began)
+    return {name: float(np.median(values[1:])) for name, values in seconds.items()}, answers
+
+
+# --- the last row before each label
+
+
+def measure_join(size: Size) -> Findings:
+    findings = Findings()
+    rows, labels = events.events(sized(size)), labels_of(sized(size))
+    rows_polars, labels_polars = pl.from_arrow(rows), pl.from_arrow(labels)
+    assert isinstance(rows_polars, pl.DataFrame)
+    assert isinstance(labels_polars, pl.DataFrame)
+
+    def polars() -> pl.DataFrame:
+        left, right = labels_polars.sort("event_timestamp"), rows_polars.sort("event_timestamp")
+        return left.join_asof(right, on="event_timestamp", by="card_id", check_sortedness=False)
+
+    seconds, answers = turns(
+        {"fastfeat": lambda: join_bucket(labels, {"price": rows}, [PRICE], ["price:amount"]), "polars": polars},
+        1 if size.smoke else ROUNDS,
+    )
+    ours = pl.from_arrow(answers["fastfeat"].rename_columns([*labels.schema.names, "amount"]))
+    assert isinstance(ours, pl.DataFrame)
+    check(in_order(ours), in_order(answers["polars"]))
+    findings.rates["training.join"] = {f"{name}_s": value for name, value in seconds.items()}
+    findings.bars["training.join.ratio_polars"] = seconds["fastfeat"] / seconds["polars"]
+    return findings
+
+
+def in_order(frame: pl.DataFrame) -> dict[str, np.ndarray]:
+    """Rows of equal key and time have equal answers, so any order of them will do."""
+    frame = frame.sort("card_id", "event_timestamp")
+    return {name: frame[name].to_numpy() for name in frame.columns if name != "event_timestamp"}
+
+
+def check(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], tolerance: float = 0.0) -> None:
+    for name, values in theirs.items():
+        if not np.allclose(ours[name], values, rtol=tolerance, atol=0, equal_nan=True):
+            raise AssertionError(f"{name}: the peers' answers differ")
+
+
+# --- six windows at each event
+
+
+def measure_windows(size: Size) -> Findings:
+    findings = Findings()
+    rows = events.events(sized(size))
+    labels = rows.drop_columns(["amount"])
+    frame = pl.from_arrow(rows)
+    assert isinstance(frame, pl.DataFrame)
+    seconds, answers = turns(
+        {
+            "fastfeat": lambda: join_bucket(
+                labels, {"payments": rows}, [events.PAYMENTS, events.SPENDING, events.WINDOWS], "windows"
+            ),
+            "duckdb": lambda: windows_duckdb(rows),
+            "polars": lambda: windows_polars(frame),
+        },
+        1 if size.smoke else 3,
+    )
+    names = [f"{what}_{days}" for days in DAYS for what in ("count", "mean")]
+    ours = pl.from_arrow(answers["fastfeat"].rename_columns(["card_id", "event_timestamp", *names]))
+    theirs = pl.from_arrow(answers["duckdb"])
+    assert isinstance(ours, pl.DataFrame)
+    assert isinstance(theirs, pl.DataFrame)
+    check(in_order(ours), in_order(theirs), 1e-12)
+    findings.rates["training.windows"] = {f"{name}_s": value for name, value in seconds.items()}
+    for peer in ("duckdb", "polars"):
+        findings.bars[f"training.windows.ratio_{peer}"] = seconds["fastfeat"] / seconds[peer]
+    return findings
+
+
+def windows_duckdb(rows: pa.Table) -> pa.Table:
+    columns = ", ".join(
+        f"count(amount) OVER w{days} AS count_{days}, avg(amount) OVER w{days} AS mean_{days}" for days in DAYS
+    )
+    windows = ", ".join(
+        f"w{days} AS (PARTITION BY card_id ORDER BY event_timestamp RANGE BETWEEN INTERVAL {days} DAY PRECEDING"
+        " AND INTERVAL 1 MICROSECOND PRECEDING)"
+        for days in DAYS
+    )
+    with duckdb.connect() as connection:
+        connection.register("payments", rows)
+        query = f"SELECT card_id, event_timestamp, {columns} FROM payments WINDOW {windows}"
+        return connection.sql(query).to_arrow_table()
+
+
+def windows_polars(frame: pl.DataFrame) -> list[pl.DataFrame]:
+    frame = frame.sort("card_id", "event_timestamp")
+    value = pl.col("amount")
+    return [
+        frame.rolling("event_timestamp", period=f"{days}d", closed="left", group_by="card_id").agg(
+            value.count().alias("count"), value.mean().alias("mean")
+        )
+        for days in DAYS
+    ]
+
+
+# --- memory
+
+
+def measure_memory(size: Size) -> Findings:
+    findings = Findings()
+    allowed = (32 << 20) if size.smoke else MEMORY_BYTES
+    rows = (1 << 16) if size.smoke else MEMORY_FACTOR * allowed // LONG_ROW_BYTES
+    with tempfile.TemporaryDirectory(prefix="fastfeat-training-") as folder:
+        fill(Path(folder), rows)
+        command = [sys.executable, "-m", "benchmarks.training", folder, str(allowed)]
+        peak, joined, seconds = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    findings.rates["training.memory"] = {
+        "rows": rows,
+        "labels": float(joined),
+        "allowed_mb": allowed / 1e6,
+        "peak_mb": int(peak) / 1e6,
+        "seconds": float(seconds),
+    }
+    findings.bars["training.memory.ratio"] = int(peak) / allowed
+    return findings
+
+
+def fill(folder: Path, rows: int) -> None:
+    """A store whose history has the rows, of which memory keeps the last of each entity; and a file of labels."""
+    with Store.open(str(folder / "data"), fsync="off") as store:
+        store.apply(LONG)
+        for part in long_rows(rows):
+            store.load(LONG, part)
+        store.flush_history()
+    rng = np.random.default_rng(data.SEED + 2)
+    keys = rng.integers(0, events.ENTITIES, min(rows, LONG_LABELS))
+    times = events.START_US + rng.integers(0, 30 * events.DAY_US, len(keys))
+    pq.write_table(events.event_table(keys, times, np.zeros(len(keys))), folder / "labels.parquet")
+
+
+def long_rows(rows: int) -> Iterator[pa.Table]:
+    rng = np.random.default_rng(data.SEED)
+    step = 1 << 18
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        times = np.sort(events.START_US + rng.integers(0, 30 * events.DAY_US, count))
+        table = events.event_table(rng.integers(0, events.ENTITIES, count), times, np.zeros(count))
+        for field in LONG.schema:
+            table = table.append_column(field.name, pa.array(rng.normal(size=count)))
+        yield table.drop_columns(["amount"])
+
+
+def join_in_little(folder: str, allowed: int) -> None:
+    """In a process of its own: print the most memory that training took over what the open store has, and the rows."""
+    with Store.open(str(Path(folder, "data")), read_only=True) as store:
+        features = [f"{LONG.name}:{field.name}" for field in LONG.schema]
+        pa.default_memory_pool().release_unused()
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # from here on the kernel notes the peak anew
+        before = status_bytes("VmRSS")
+        began = time.perf_counter()
+        reader = store.get_historical_features(Path(folder, "labels.parquet"), features, memory_bytes=allowed)
+        joined = sum(batch.num_rows for batch in reader)
+        print(max(status_bytes("VmHWM") - before, 0), joined, time.perf_counter() - began)
+
+
+def status_bytes(name: str) -> int:
+    """A size that the kernel says of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
+
+
+if __name__ == "__main__":
+    join_in_little(sys.argv[1], int(sys.argv[2]))
