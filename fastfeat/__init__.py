@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .errors import UnknownFeature as UnknownFeature
     from .errors import UnknownPlan as UnknownPlan
     from .errors import UnknownView as UnknownView
+    from .explain import Explanation as Explanation
     from .ondemand import OnDemandFeatureView as OnDemandFeatureView
     from .ondemand import on_demand_feature_view as on_demand_feature_view
     from .receipts import Receipt as Receipt
@@ -89,6 +90,7 @@ PUBLIC = {
         "UnknownView",
     ),
     "ondemand": ("OnDemandFeatureView", "on_demand_feature_view"),
+    "explain": ("Explanation",),
     "receipts": ("Receipt",),
     "report": ("LoadReport",),
     "result": ("Result",),

@@ -46,7 +46,21 @@ def past_plan(
     entity_rows: Any,
     sequence_end: int | None = None,
 ) -> AnyPlan:
-    """A plan of these features over all rows below `sequence_end`, or all, that the entities asked ever had.
+    """A plan of these features over all rows below `sequence_end`, or all, that the entities asked ever had."""
+    return compile_plan(
+        clock, definitions, features, past_tables(storage, clock, features, definitions, entity_rows, sequence_end)
+    )
+
+
+def past_tables(
+    storage: Storage,
+    clock: Clock,
+    features: Sequence[Feature],
+    definitions: Definitions,
+    entity_rows: Any,
+    sequence_end: int | None = None,
+) -> dict[str, Table]:
+    """The tables of these features' views with all rows below `sequence_end`, or all, that the entities ever had.
 
     definitions: what the features mean (a view's ttl counts), and the tables in memory (their deletes count).
     """
@@ -63,7 +77,7 @@ def past_plan(
         apply_deletes(tables[name], definitions.tables[name], view, keys[name])
         for batch in rows[name].combine_chunks().to_batches():
             tables[name].prepare(batch_of_rows(tables[name], view, batch)).commit()
-    return compile_plan(clock, definitions, features, tables)
+    return tables
 
 
 def unique_keys(view: FeatureView, entity_rows: Any) -> dict[str, list[Any]]:

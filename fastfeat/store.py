@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .durable import Fsync, Storage
+    from .explain import Explanation
     from .files import Files
     from .history import CompactReport
     from .shared import Sharing
@@ -586,6 +587,31 @@ class Store:
             check_features(wanted, then.readable, "the receipt")
         plan = self._past(storage, [str(each) for each in wanted], receipt.entities, then, receipt.position)
         return result_of(plan, plan.columns(receipt.entities, receipt.as_of, receipt.known_at, size_max), receipt)
+
+    def explain(
+        self, feature: str | Feature, entity_row: Mapping[str, object], *, as_of: Moment = None, known_at: Moment = None
+    ) -> Explanation:
+        """How one value of an answer came about: the rows it was made of, and the definition that made it.
+
+        Raises as get_online_features. It reads what a look-up reads and more: for people, not for serving.
+        """
+        from .explain import explain
+
+        (wanted,) = parse_features([feature], "the request")
+        now = self._definitions
+        check_features([wanted], now.readable, "the request")
+        moment = self._clock.now() if as_of is None else to_us(as_of, "as_of")
+        known_us = us(known_at, "known_at")
+        version = None if self._storage is None else len(self._storage.versions)
+        try:
+            return explain(self._clock, now, now.tables, wanted, entity_row, moment, known_us, version)
+        except BeforeHistory:
+            if self._storage is None:
+                raise
+            from .past import past_tables
+
+            tables = past_tables(self._storage, self._clock, [wanted], now, [entity_row])
+            return explain(self._clock, now, tables, wanted, entity_row, moment, known_us, version)
 
     def get_feature_vector(
         self,

@@ -64,11 +64,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "durable": TYPES
     | {"schema", "_core", "arrow", "files", "places", "ownership", "log", "snapshot", "history", "commits", "rows"}
     | {"definitions"},
+    "explain": TYPES
+    | {"_core", "aggregation", "applied", "computed", "definitions", "ondemand", "result", "rows", "schema", "times"},
     "past": TYPES | {"schema", "_core", "arrow", "history", "durable", "rows", "applied"} | {"computed"},
     "rows": TYPES | {"schema", "result", "_core"},
     "store": TYPES
     | {"schema", "_core", "times", "arrow", "result", "report", "files", "commits", "durable", "past", "receipts"}
-    | {"history", "snapshot", "loads", "shared", "applied", "definitions", "durations", "training", "computed"},
+    | {
+        "history",
+        "snapshot",
+        "loads",
+        "shared",
+        "applied",
+        "definitions",
+        "durations",
+        "explain",
+        "training",
+        "computed",
+    },
     "shared": {"errors", "_core"},
     "attached": TYPES | {"schema", "_core", "result", "shared", "store", "applied", "definitions"},
     "inspection": TYPES | {"schema", "files", "places", "log", "snapshot", "history", "durable"},

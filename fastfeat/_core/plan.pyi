@@ -35,6 +35,9 @@ class Plan:
         out: npt.NDArray[Any] | None,
         dtype: npt.DTypeLike = "float64",
     ) -> npt.NDArray[Any]: ...
+    def spans(
+        self, feature: str, entity_row: Mapping[str, object], as_of: int | None, known_at: int | None
+    ) -> list[tuple[int, int, int, int, int, int | None]]: ...
     def columns_at(
         self, entity_rows: Any, as_of: npt.NDArray[np.int64], known_at: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], Columns]: ...

@@ -28,13 +28,13 @@ from .cells cimport (
 from .codec cimport (
     CODEC_OK, Reader, Writer, codec_raise, reader_int64, reader_take_nil, writer_array, writer_bin_begin, writer_uint,
 )
-from .columns cimport FLOAT64, STRING, VECTOR, FieldView, KeyView, RowLayout
+from .columns cimport FLOAT64, STRING, VECTOR, FieldView, KeyView, RowLayout, key_at, key_size
 from .layout cimport EVER
 from .request cimport Request
 from .status cimport BEFORE_HISTORY, TORN
 from .table cimport Clock, Table
 from .timeline cimport TableView, keys_hash
-from .windows cimport Windows, scratch_begin, scratch_free
+from .windows cimport Windows, scratch_begin, scratch_free, window_spans
 from .values import TIME_MAX_US, TIME_MIN_US
 
 cnp.import_array()
@@ -507,6 +507,30 @@ cdef class Plan:
             answer.scratch.known_us = &known_at[0]
             answer.scratch.step = 1
         return self.read_columns(answer, None)
+
+    def spans(self, str feature, entity_row, as_of, known_at):
+        """What a window feature of one entity is made of, block by block in the order of the rows.
+
+        (rows of the block, first, end, tiles_first, tiles_end, anchor) each, see window_spans in windows.pyx.
+        """
+        cdef Windows windows
+        cdef Answer answer = self.begin(as_of, known_at)
+        cdef uint32_t v = self.view_of[self.features.index(feature)]
+        cdef uint32_t k = self.view.views[v].key
+        cdef int pin
+        windows = self.windows[v]
+        if windows is None:
+            return []
+        answer.request.set_one(entity_row)
+        self.keys_ready(answer)
+        pin = self.pin()
+        spans = window_spans(
+            &windows.plan, windows.features.index(feature.partition(":")[2]), answer.scratch.hashes[k],
+            key_at(&answer.scratch.keys[k], 0), key_size(&answer.scratch.keys[k], 0), answer.event_us, answer.known_us,
+        )
+        self.unpin(pin)
+        self.give_back(answer)
+        return spans
 
     def columns(self, entity_rows, as_of, known_at, size_max=None):
         """Typed columns: (statuses uint8 [views, n], event_times int64 [views, n] us, a column per feature).

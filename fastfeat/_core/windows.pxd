@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from .aggregates cimport WindowPlan, WindowScratch
 from .columns cimport KeyView, RowLayout
@@ -20,5 +20,9 @@ cdef void windows_read(
     int64_t low, int64_t high, const int64_t* event_us, const int64_t* known_us, int64_t step,
     const uint8_t** rows, uint8_t* statuses, int64_t* event_times,
 ) noexcept nogil
+cdef list window_spans(
+    const WindowPlan* plan, uint32_t feature, uint64_t hash, const uint8_t* key, uint16_t size,
+    int64_t event_us, int64_t known_us,
+)
 cdef bint scratch_begin(WindowScratch* scratch, const WindowPlan* plan, int64_t count) noexcept nogil
 cdef void scratch_free(WindowScratch* scratch) noexcept nogil

@@ -636,6 +636,56 @@ cdef void windows_read(
             (<uint64_t*>(rows[i] + plan.heap_offset))[0] += <uint64_t>scratch.heap - 8
 
 
+# --- how an answer comes about ---------------------------------------------------------------------------------------
+
+cdef list window_spans(
+    const WindowPlan* plan, uint32_t feature, uint64_t hash, const uint8_t* key, uint16_t size,
+    int64_t event_us, int64_t known_us,
+):
+    """What one feature's window is made of: per block (rows, first, end, tiles_first, tiles_end, anchor).
+
+    Rows [first, end) of the block lie in the window; of them those of tiles [tiles_first, tiles_end) are taken as one
+    difference, the others one by one. No tiles and an anchor of None: all one by one. The caller holds a pin.
+    """
+    cdef const WindowGroup* group = NULL
+    cdef const BlockView* opened
+    cdef BlockView block
+    cdef Timeline t
+    cdef Place low
+    cdef Place high
+    cdef uint32_t g
+    cdef uint32_t f
+    cdef uint32_t first
+    cdef uint32_t end
+    cdef bint is_summed
+    out = []
+    for g in range(plan.groups_count):
+        for f in range(plan.groups[g].functions_first, plan.groups[g].functions_first + plan.groups[g].functions_count):
+            if plan.functions[f].field == feature:
+                group = &plan.groups[g]
+    if group == NULL or timeline_find(plan.source, hash, key, size, &block) != PRESENT:
+        return out
+    timeline_open(&t, plan.source, &block)
+    high = place_of(&t, event_us + plan.ranges[group.range].high_us + 1)
+    low = place_of(&t, event_us + plan.ranges[group.range].low_us)
+    for g in range(low.segment, high.segment + 1):
+        opened = segment(&t, g)
+        if opened == NULL:
+            break
+        first = low.row if g == low.segment else 0
+        end = min(high.row, opened.count) if g == high.segment else opened.count
+        if first >= end:
+            continue
+        is_summed = group.is_summed and group.sum >= 0 and opened.capacity >= TILE
+        is_summed = is_summed and (first + TILE - 1) // TILE < end // TILE
+        if is_summed and all_known(plan.source, opened, end, known_us):
+            anchor = tiles_anchors(plan.source, opened)[group.sum]
+            out.append((opened.count, first, end, (first + TILE - 1) // TILE, end // TILE, anchor))
+        else:
+            out.append((opened.count, first, end, 0, 0, None))
+    return out
+
+
 # --- memory of a request ---------------------------------------------------------------------------------------------
 
 cdef bint scratch_begin(WindowScratch* s, const WindowPlan* plan, int64_t count) noexcept nogil:
