@@ -13,7 +13,9 @@
     Slot           16 B   hash u64 | block_at u64
     BlockHeader    16 B   head_at u64 | count u32 | capacity u16 | key_size u16
     Block                 BlockHeader | key, padded to 8 | event_time[capacity] | created_time[capacity] |
-                          sequence[capacity] | row[capacity] (row_stride bytes each, see columns.pyx)
+                          sequence[capacity] | row[capacity] (row_stride bytes each, see columns.pyx) | tiles
+    Tiles                 of event views, where capacity >= 8; n = capacity / 8, c = columns of numbers:
+                          created_max[n] i64 | anchor[c] i16, padded to 8 | {low u64, high i64}[c][n], see tiles.pyx
     DirectoryEntry 16 B   first_event i64 | block_at u64
     TimelineHead   72 B   directory_at | first, count, capacity, has_dropped u32 | deleted_us | dropped_* 5 x i64
     Row heap              size u64 | bytes that the row's variable cells point into
@@ -23,7 +25,7 @@ All offsets count from the arena's first byte. 0 is never a valid offset of anyt
 
 from .atomics cimport FF_IS_DEBUG
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 IS_DEBUG = bool(FF_IS_DEBUG)
 
 
