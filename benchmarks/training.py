@@ -34,13 +34,13 @@ PRICE: Final = FeatureView("price", entity=events.CARD, schema=[Field("amount", 
 ROUNDS: Final = 7
 DAYS: Final = events.DAYS
 
-MEMORY_BYTES: Final = 96 << 20
+MEMORY_BYTES: Final = 128 << 20
 MEMORY_FACTOR: Final = 10  # a history's rows in memory over what training is allowed
 LONG: Final = FeatureView(
     "long", entity=events.CARD, schema=[Field(f"f{i}", "float64") for i in range(10)], keep="latest"
 )
 LONG_ROW_BYTES: Final = 8 * (1 + 3 + 10)
-LONG_LABELS: Final = 200_000
+LONG_LABELS: Final = 100_000
 
 
 def sized(size: Size) -> int:
@@ -115,12 +115,14 @@ def measure_windows(size: Size) -> Findings:
     labels = rows.drop_columns(["amount"])
     frame = pl.from_arrow(rows)
     assert isinstance(frame, pl.DataFrame)
+    # DuckDB takes 2.2 times as long where the times have a zone, and 1.3 times where they have none.
+    in_microseconds = rows.set_column(1, "event_timestamp", rows.column("event_timestamp").cast(pa.int64()))
     seconds, answers = turns(
         {
             "fastfeat": lambda: join_bucket(
                 labels, {"payments": rows}, [events.PAYMENTS, events.SPENDING, events.WINDOWS], "windows"
             ),
-            "duckdb": lambda: windows_duckdb(rows),
+            "duckdb": lambda: windows_duckdb(in_microseconds),
             "polars": lambda: windows_polars(frame),
         },
         1 if size.smoke else 3,
@@ -142,8 +144,8 @@ def windows_duckdb(rows: pa.Table) -> pa.Table:
         f"count(amount) OVER w{days} AS count_{days}, avg(amount) OVER w{days} AS mean_{days}" for days in DAYS
     )
     windows = ", ".join(
-        f"w{days} AS (PARTITION BY card_id ORDER BY event_timestamp RANGE BETWEEN INTERVAL {days} DAY PRECEDING"
-        " AND INTERVAL 1 MICROSECOND PRECEDING)"
+        f"w{days} AS (PARTITION BY card_id ORDER BY event_timestamp RANGE BETWEEN {days * events.DAY_US} PRECEDING"
+        " AND 1 PRECEDING)"
         for days in DAYS
     )
     with duckdb.connect() as connection:

@@ -42,7 +42,17 @@ from fastfeat.times import TIME_MAX_US, TIME_MIN_US
 from fastfeat.training import join_bucket, joining, read_origin
 
 from .model import check_equal, value_bits
-from .strategies import START_US, World, edges_us, key_values, row_table, row_values, times_near, worlds
+from .strategies import (
+    START_US,
+    World,
+    edges_us,
+    event_worlds,
+    key_values,
+    row_table,
+    row_values,
+    times_near,
+    worlds,
+)
 
 USER = Entity("user", {"user_id": "int64"})
 SHOP = Entity("shop", {"city": "string", "shop_id": "uint32"})
@@ -89,9 +99,9 @@ class Scenario:
 
 @st.composite
 def scenarios(draw: st.DrawFn) -> Scenario:
-    world = draw(worlds())
+    world = draw(worlds() | event_worlds())
     moments = draw(st.lists(st.integers(START_US - 50, START_US + 50), min_size=1, max_size=4))
-    spans = sorted({span for view in world.views for span in edges_us(view)})
+    spans = sorted({span for view in (*world.views, *world.windows) for span in edges_us(view)})
     times = times_near(moments, spans)
     steps: list[tuple[Any, ...]] = []
     for _ in range(draw(st.integers(0, 6))):
@@ -119,7 +129,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
 
 
 def played(store: Store, scenario: Scenario) -> None:
-    store.apply(scenario.world.views)
+    store.apply([*scenario.world.views, *scenario.world.windows])
     for kind, view, *rest in scenario.steps:
         if kind == "load":
             rows, created = rest
@@ -160,7 +170,7 @@ def test_a_training_set_is_the_as_of_reads_of_its_labels(
     is_durable: bool, scenario: Scenario, known: Any, size: int
 ) -> None:
     """size: of the memory allowed; with one byte each chunk and partition is as small as it can be."""
-    dtypes = names_and_dtypes(scenario.world.views)
+    dtypes = names_and_dtypes([*scenario.world.views, *scenario.world.windows])
     names = list(dtypes)
     with a_store(is_durable=is_durable) as store:
         played(store, scenario)

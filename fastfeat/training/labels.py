@@ -101,22 +101,18 @@ class Labels:
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"labels: {part.name}: {error}") from error
 
-    def chunks(self, rows_max: int, size_max: int) -> Iterator[pa.Table]:
-        """All labels, in tables of about so many rows and bytes at most."""
+    def chunks(self, rows_max: int, size_max: int, size_beside: int) -> Iterator[pa.Table]:
+        """All labels, in tables of about so many rows and bytes at most; `size_beside`: of each beside its columns."""
         held: list[pa.RecordBatch] = []
         rows = size = 0
         for batch in self.batches():
-            if held and (rows + batch.num_rows > rows_max or size + batch.nbytes > size_max):
+            batch_size = batch.nbytes + size_beside * batch.num_rows
+            if held and (rows + batch.num_rows > rows_max or size + batch_size > size_max):
                 yield pa.Table.from_batches(held)
                 held, rows, size = [], 0, 0
-            for start in range(0, batch.num_rows, rows_max):
-                piece = batch.slice(start, rows_max)
-                if batch.num_rows > rows_max:
-                    yield pa.Table.from_batches([piece])
-                else:
-                    held.append(piece)
-                    rows += piece.num_rows
-                    size += piece.nbytes
+            held.append(batch)
+            rows += batch.num_rows
+            size += batch_size
         if held:
             yield pa.Table.from_batches(held)
 

@@ -49,8 +49,10 @@ from .labels import Asked, Known, Labels, asked_of
 from .stored import StoredRows
 
 MEMORY_SIZE: Final = 1 << 30  # what a training set takes beside the store, about
-LABEL_SHARE: Final = 8  # of it: labels, what they ask, answers, and the same again while they are put in order
-ROWS_SHARE: Final = 24  # of it: a chunk of rows, its private table, and what both need on the way
+LABEL_SHARE: Final = 4  # of it: labels, what they ask, and their answers
+ROWS_SHARE: Final = 64  # of it: a chunk of rows as Arrow; the next one, copies on the way and blocks are ten times that
+ASKED_SIZE: Final = 64  # bytes that a label takes beside its own columns and its answers
+VARIABLE_SIZE: Final = 64  # of an answer, taken for texts and lists, whose size nobody knows beforehand
 LABEL_ROWS_MAX: Final = 1 << 21
 
 
@@ -154,6 +156,12 @@ def matched(
         chunk, following = following, next(chunks, None)
 
 
+def size_beside(request: Request) -> int:
+    """About the bytes that a label takes in memory beside its own columns."""
+    dtypes = [request.dtype(feature) for feature in request.features]
+    return ASKED_SIZE + sum(2 * (VARIABLE_SIZE if dtype.is_variable else dtype.width + 1) for dtype in dtypes)
+
+
 def training_set(
     labels: object,
     features: Features,
@@ -182,9 +190,9 @@ def training_set(
         source = Buckets(request, StoredRows(stored[0], definitions, views, stored[1]), memory_bytes // ROWS_SHARE)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        size_max = memory_bytes // LABEL_SHARE // (1 + len(request.features) // 4)
+        size_max = memory_bytes // LABEL_SHARE
         with load_progress("labels", examples) if progress else nullcontext(ignore_rows) as advance:
-            for chunk in examples.chunks(LABEL_ROWS_MAX, size_max):
+            for chunk in examples.chunks(LABEL_ROWS_MAX, size_max, size_beside(request)):
                 asked = asked_of(chunk, request.keys, event_time, known)
                 joined = with_columns(chunk, request, asked, source.answer(asked))
                 yield from joined.to_batches(BATCH_ROWS_MAX)
