@@ -32,7 +32,7 @@ EXTRA := import sys, tomllib; \
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.built $(VENV)/.extra-demo  ## load, serve and ask 336,776 real flights (under a minute once built)
+demo: $(VENV)/.built $(VENV)/.extra-demo  ## 336,776 real flights: load, serve, ask, train, predict (under a minute once built)
 	$(PY) -m fastfeat.cli demo $(ARGS)
 
 test: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-bench  ## run the tests (under five minutes)

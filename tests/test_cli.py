@@ -131,7 +131,7 @@ def test_definitions_come_from_a_file_in_its_order(definitions: Path) -> None:
 
 def test_definitions_come_from_a_module() -> None:
     found = load_definitions("fastfeat_flights.definitions")
-    assert {"weather", "aircraft", "departure_delay"} <= {definition.name for definition in found}
+    assert {"weather", "aircraft", "late_arrival"} <= {definition.name for definition in found}
 
 
 def test_a_file_without_views_is_refused(tmp_path: Path) -> None:
@@ -389,8 +389,12 @@ def test_the_demo_keeps_its_promises() -> None:
     assert report["flights"] == 336_776
     assert report["equal"] == 2_000
     assert set(report["leaks"]["as_of"].values()) == {0}
-    assert report["leaks"]["now"]["last_airport_delay"] > 336_000
+    assert report["leaks"]["now"]["airport_delays"] > 336_000
     assert report["leaks"]["own_departure"]["an_hour_before"] == 0
+    training = report["training"]
+    assert (training["labels"], training["late"], training["learned_from"]) == (336_776, 87_060, 252_392)
+    assert training["auc"] > 0.7
+    assert sorted(flight["came late"] for flight in report["scored"]) == [False] * 3 + [True] * 3
 
 
 def test_bench_measures_itself_and_a_server_of_its_own() -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from fastfeat_flights import data
+from fastfeat_flights import data, model
+from fastfeat_flights.demo import questions
 
 NEW_YORK = ZoneInfo("America/New_York")
 
@@ -51,8 +52,9 @@ def test_the_tables_are_whole(flights: pa.Table) -> None:
     assert rows == {
         "weather": 26_115,
         "aircraft": 3_322,
-        "last_aircraft_delay": 336_776 - 8_255,
-        "last_airport_delay": 336_776 - 8_255,
+        "airport_departures": 336_776 - 8_255,
+        "aircraft_departures": 336_776 - 8_255,
+        "airline_departures": 336_776 - 8_255,
     }
 
 
@@ -96,6 +98,18 @@ def test_a_flight_delayed_past_midnight_leaves_on_the_next_day(flights: pa.Table
     assert [row["departed"] - row["scheduled"] for row in late] == [timedelta(minutes=1_301)]
     assert late[0]["scheduled"] == datetime(2013, 1, 9, 14, 0, tzinfo=UTC)
     assert late[0]["departed"] == datetime(2013, 1, 10, 11, 41, tzinfo=UTC)
+
+
+def test_every_flight_is_a_label_and_what_never_arrived_is_late(flights: pa.Table, raw: list[dict[str, str]]) -> None:
+    delays = [None if row["arr_delay"] == "NA" else float(row["arr_delay"]) for row in raw]
+    assert flights["arrival_delay_minutes"].to_pylist() == delays
+    assert delays.count(None) == 8_255 + 1_175
+    assert all(delay is None for delay, row in zip(delays, raw, strict=True) if row["dep_delay"] == "NA")
+    labels = model.labels(questions(flights))
+    assert labels.num_rows == len(raw)
+    is_late = [delay is None or delay > 15 for delay in delays]
+    scheduled = np.argsort(flights["scheduled"].cast(pa.int64()).to_numpy(), kind="stable")
+    assert labels["is_late"].to_pylist() == [is_late[i] for i in scheduled]
 
 
 def test_departures_are_ordered_by_the_time_they_left(flights: pa.Table) -> None:

@@ -37,7 +37,7 @@ def bench(
     Alone it loads 100,000 entities of 50 float64 features into this process and into a server of its own, and reads
     random batches from both. With --url it asks a running server for what you name:
 
-    fastfeat bench departure_delay -e origin=EWR,tailnum=N14228 --url fastfeat://127.0.0.1:7077
+    fastfeat bench airport_delays:minutes_mean_1h -e origin=EWR --url fastfeat://127.0.0.1:7077
     """
     from .output import print_json, print_table
 

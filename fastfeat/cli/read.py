@@ -42,7 +42,7 @@ def get(
 ) -> None:
     """Ask for features of entities, now or as of a past moment.
 
-    Example: fastfeat get departure_delay -e origin=EWR,tailnum=N14228 --as-of 2013-01-01T10:15Z
+    Example: fastfeat get aircraft:built aircraft_delays:minutes_last_24h -e tailnum=N14228 --as-of 2013-01-01T10:15Z
 
     Request fields of on-demand features go beside the keys: -e user_id=7,amount=12.5,paid_at=2013-01-01T23:30Z.
 

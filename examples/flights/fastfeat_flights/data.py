@@ -27,7 +27,9 @@ REGISTRY_TIME = datetime(2013, 1, 1, tzinfo=UTC)  # the planes table carries no 
 
 TYPE_OF = {
     "flights": {
-        **dict.fromkeys(["year", "month", "day", "dep_time", "sched_dep_time", "dep_delay", "flight"], pa.int32()),
+        **dict.fromkeys(
+            ["year", "month", "day", "dep_time", "sched_dep_time", "dep_delay", "arr_delay", "flight"], pa.int32()
+        ),
         **dict.fromkeys(["carrier", "tailnum", "origin", "dest"], pa.string()),
     },
     "weather": {
@@ -78,8 +80,9 @@ def utc_from_new_york(local_minutes: np.ndarray) -> np.ndarray:
 def flights() -> pa.Table:
     """One row per flight, in the file's order.
 
-    Columns: scheduled, departed, delay_minutes, origin, tailnum, carrier, flight, dest.
-    A cancelled flight has no departed and no delay_minutes; 2,512 of them have no tailnum either.
+    Columns: scheduled, departed, delay_minutes, arrival_delay_minutes, origin, tailnum, carrier, flight, dest.
+    A cancelled flight has no departed and no delays; 2,512 of them have no tailnum either. A flight that left and was
+    diverted has no arrival_delay_minutes.
     """
     raw = read_csv("flights")
     column = {name: raw[name].to_numpy() for name in ("year", "month", "day", "sched_dep_time")}
@@ -94,6 +97,7 @@ def flights() -> pa.Table:
             "scheduled": scheduled,
             "departed": pc.add(scheduled, delay_us.cast(pa.duration("us"))),
             "delay_minutes": raw["dep_delay"].cast(pa.float64()),
+            "arrival_delay_minutes": raw["arr_delay"].cast(pa.float64()),
             **{name: raw[name] for name in ("origin", "tailnum", "carrier", "flight", "dest")},
         }
     ).combine_chunks()
@@ -106,28 +110,14 @@ def departures(table: pa.Table) -> pa.Table:
     return left.take(pa.array(order))
 
 
-def aircraft_delays(table: pa.Table) -> pa.Table:
-    """Rows for the view last_aircraft_delay, from `flights()`."""
-    left = departures(table)
+def departures_of(left: pa.Table, key: str, other: str, name: str) -> pa.Table:
+    """Rows for an event view of departures: of the entity `key`, with the column `other` under a name of its own."""
     return pa.table(
         {
-            "tailnum": left["tailnum"],
+            key: left[key],
             "event_timestamp": left["departed"],
             "minutes": left["delay_minutes"],
-            "origin_left": left["origin"],
-        }
-    )
-
-
-def airport_delays(table: pa.Table) -> pa.Table:
-    """Rows for the view last_airport_delay, from `flights()`."""
-    left = departures(table)
-    return pa.table(
-        {
-            "origin": left["origin"],
-            "event_timestamp": left["departed"],
-            "minutes": left["delay_minutes"],
-            "carrier": left["carrier"],
+            name: left[other],
         }
     )
 
@@ -148,9 +138,11 @@ def aircraft() -> pa.Table:
 
 def view_tables(table: pa.Table) -> dict[str, pa.Table]:
     """View name -> the rows to load, from `flights()` and the other files."""
+    left = departures(table)
     return {
         "weather": weather(),
         "aircraft": aircraft(),
-        "last_aircraft_delay": aircraft_delays(table),
-        "last_airport_delay": airport_delays(table),
+        "airport_departures": departures_of(left, "origin", "carrier", "carrier"),
+        "aircraft_departures": departures_of(left, "tailnum", "origin", "origin_left"),
+        "airline_departures": departures_of(left, "carrier", "origin", "origin_left"),
     }

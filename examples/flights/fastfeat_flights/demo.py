@@ -1,31 +1,34 @@
-"""What `fastfeat demo` asks: each flight's features as it was about to leave, and whether any row is from later."""
+"""What `fastfeat demo` asks: each flight's features before it left, and whether any row is from later."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from fastfeat import Status, Store
+from fastfeat import FeatureView, Status, Store
 from fastfeat.definitions import Definition
-from fastfeat.result import Result
 
 from . import definitions
 
-SERVICE = definitions.departure_delay
-VIEWS = tuple(dict.fromkeys(feature.view for feature in SERVICE.features))  # names, in order of first use
-FEATURE_VIEWS = [
+SERVICE = definitions.late_arrival
+FEATURE_VIEWS: list[FeatureView] = [
     definitions.weather,
     definitions.aircraft,
-    definitions.last_aircraft_delay,
-    definitions.last_airport_delay,
+    definitions.airport_departures,
+    definitions.aircraft_departures,
+    definitions.airline_departures,
 ]
-DEFINITIONS: list[Definition] = [*FEATURE_VIEWS, SERVICE]
+WINDOW_VIEWS = [definitions.airport_delays, definitions.aircraft_delays, definitions.airline_traffic]
+DEFINITIONS: list[Definition] = [*FEATURE_VIEWS, *WINDOW_VIEWS, definitions.departure_clock, SERVICE]
+VIEWS = ("weather", "aircraft", *(view.name for view in WINDOW_VIEWS))  # those of the service that rows answer
+FROM_ROWS = [str(feature) for feature in SERVICE.features if feature.view in VIEWS]
 
+LATE_MINUTES = 15
 LEAD = timedelta(hours=1)  # no flight of the year left more than 43 minutes early
 
 
@@ -35,23 +38,30 @@ class Questions:
 
     origins: list[str]
     tailnums: list[str]
+    carriers: list[str]
+    scheduled_us: np.ndarray
     moments_us: np.ndarray  # ascending
     departed_us: np.ndarray  # when the flight left in fact; -1 where it never did
+    is_late: np.ndarray  # whether it arrived more than LATE_MINUTES late, or not at all
 
     def __len__(self) -> int:
         return len(self.origins)
 
-    def entity(self, i: int) -> dict[str, str]:
-        return {"origin": self.origins[i], "tailnum": self.tailnums[i]}
+    def entity(self, i: int) -> dict[str, str | int]:
+        return {
+            "origin": self.origins[i],
+            "tailnum": self.tailnums[i],
+            "carrier": self.carriers[i],
+            "scheduled": int(self.scheduled_us[i]),
+        }
 
-    def entities(self, start: int, stop: int) -> dict[str, list[str]]:
-        return {"origin": self.origins[start:stop], "tailnum": self.tailnums[start:stop]}
-
-    def moments(self) -> Iterator[tuple[int, int, int]]:
-        """(start, stop, moment_us) of each run of questions about one moment."""
-        edges = [0, *(np.flatnonzero(np.diff(self.moments_us)) + 1).tolist(), len(self)]
-        for start, stop in pairwise(edges):
-            yield start, stop, int(self.moments_us[start])
+    def entities(self) -> dict[str, Any]:
+        return {
+            "origin": self.origins,
+            "tailnum": self.tailnums,
+            "carrier": self.carriers,
+            "scheduled": self.scheduled_us,
+        }
 
     def earlier(self, lead: timedelta) -> Questions:
         """The same questions, each asked sooner."""
@@ -64,39 +74,33 @@ def questions(flights: pa.Table) -> Questions:
     An unknown tail number becomes "", which no aircraft has: a key may not be null, and NOT_FOUND is the true answer.
     """
     ordered = flights.sort_by("scheduled")
+    scheduled_us = ordered["scheduled"].cast(pa.int64()).to_numpy()
     return Questions(
         origins=ordered["origin"].to_pylist(),
         tailnums=[tailnum or "" for tailnum in ordered["tailnum"].to_pylist()],
-        moments_us=ordered["scheduled"].cast(pa.int64()).to_numpy(),
+        carriers=ordered["carrier"].to_pylist(),
+        scheduled_us=scheduled_us,
+        moments_us=scheduled_us,
         departed_us=ordered["departed"].cast(pa.int64()).fill_null(-1).to_numpy(),
+        is_late=pc.greater(ordered["arrival_delay_minutes"], LATE_MINUTES).fill_null(True).to_numpy(),
     )
 
 
-def event_times_then(
-    store: Store, asked: Questions, advance: Callable[[int], object] = lambda _: None
-) -> dict[str, np.ndarray]:
-    """View -> the event time of the row that answers each question as of its moment; 0 where none lives.
+def event_times_then(store: Store, asked: Questions) -> dict[str, np.ndarray]:
+    """View -> the event time of the last row that counts for each question as of its moment; 0 where none lives.
 
-    advance: called with the number of questions just answered.
+    A plan answers questions about many moments at once, as training sets are made.
     """
-    times = {view: np.zeros(len(asked), dtype=np.int64) for view in VIEWS}
-    for start, stop, moment_us in asked.moments():
-        result = store.get_online_features(SERVICE, asked.entities(start, stop), as_of=moment_us)
-        for view in VIEWS:
-            times[view][start:stop] = living(result, view)
-        advance(stop - start)
-    return times
+    plan = store.plan(SERVICE)
+    statuses, event_times, _ = plan.columns_at(asked.entities(), asked.moments_us, asked.moments_us)
+    found = {view: np.where(statuses[i] == Status.PRESENT, event_times[i], 0) for i, view in enumerate(plan.views)}
+    return {view: found[view] for view in VIEWS}
 
 
 def event_times_now(store: Store, asked: Questions) -> dict[str, np.ndarray]:
     """View -> the event time of the row that a reader of "now" gets for each question; 0 where none lives."""
-    result = store.get_online_features(SERVICE, asked.entities(0, len(asked)))
-    return {view: living(result, view) for view in VIEWS}
-
-
-def living(result: Result, view: str) -> np.ndarray:
-    """The event times of a view's rows, 0 where the status is not PRESENT (a row that expired answers nothing)."""
-    return np.where(result.statuses[view] == Status.PRESENT, result.event_times[view], 0)
+    result = store.get_online_features(SERVICE, asked.entities())
+    return {view: np.where(result.statuses[view] == Status.PRESENT, result.event_times[view], 0) for view in VIEWS}
 
 
 def leaks(times: dict[str, np.ndarray], asked: Questions) -> dict[str, int]:
@@ -107,6 +111,8 @@ def leaks(times: dict[str, np.ndarray], asked: Questions) -> dict[str, int]:
 def own_departures(times: dict[str, np.ndarray], asked: Questions) -> int:
     """How many flights' own departure is the last one of their aircraft in the answer.
 
-    No row from later, and still the label itself: a flight that left early has left by its scheduled departure.
+    No row from later, and still the label itself: a flight that left early has left by its scheduled departure. (One
+    that left to the minute is in no window yet: a window ends just before its moment.)
     """
-    return int((times[definitions.last_aircraft_delay.name] == asked.departed_us).sum())
+    is_own = times[definitions.aircraft_delays.name] == asked.departed_us
+    return int((is_own & (asked.departed_us < asked.moments_us)).sum())
