@@ -33,6 +33,7 @@ from fastfeat import (
     Store,
     UnknownFeature,
     UnknownView,
+    WindowView,
 )
 from fastfeat.cli import app
 from fastfeat.definitions import definitions_from_list
@@ -101,7 +102,8 @@ class Scenario:
 def scenarios(draw: st.DrawFn) -> Scenario:
     world = draw(worlds() | event_worlds())
     moments = draw(st.lists(st.integers(START_US - 50, START_US + 50), min_size=1, max_size=4))
-    spans = sorted({span for view in (*world.views, *world.windows) for span in edges_us(view)})
+    readable: list[FeatureView | WindowView] = [*world.views, *world.windows]
+    spans = sorted({span for view in readable for span in edges_us(view)})
     times = times_near(moments, spans)
     steps: list[tuple[Any, ...]] = []
     for _ in range(draw(st.integers(0, 6))):
