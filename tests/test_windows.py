@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from datasketches import tdigest_double
 
 from fastfeat import (
     Aggregation,
@@ -24,6 +26,9 @@ from fastfeat import (
     UnknownFeature,
     WindowView,
 )
+
+from .model import Model, check_equal, value_bits
+from .window_model import aggregate
 
 START = 1_700_000_000_000_000
 SECOND = 1_000_000
@@ -379,6 +384,84 @@ def test_of_no_value_counts_are_nought_and_lists_empty(answers: Answers) -> None
         assert times == [START + 20 * SECOND if status == Status.PRESENT else 0]
         vector = answers.store.get_feature_vector(["w:rows", "w:names"], {"user_id": user}, as_of=START + 90 * SECOND)
         assert vector.tolist() == [0.0, 0.0]
+
+
+# --- of many events --------------------------------------------------------------------------------------------------
+
+QUANTILE_EXACT_MAX = 65_536
+SKETCH_K = 200
+
+
+@pytest.mark.parametrize("count", [QUANTILE_EXACT_MAX, QUANTILE_EXACT_MAX + 1])
+def test_a_quantile_is_exact_up_to_65536_values_and_a_t_digest_of_more(count: int) -> None:
+    values = np.random.default_rng(count).lognormal(size=count)
+    with Store(64 << 20) as store:
+        view = FeatureView("events", USER, [Field("x", "float64")], kind="event")
+        store.apply(WindowView("w", view, [over("quantile", q=0.95, window=seconds(100))]))
+        times = START + np.arange(count)
+        for part in np.split(np.random.default_rng(1).permutation(count), [1_000, 40_000]):
+            stamps = pa.array(times[part], pa.timestamp("us", "UTC"))
+            keys = pa.array(np.full(len(part), 7))
+            store.load("events", pa.table({"user_id": keys, "event_timestamp": stamps, "x": values[part]}))
+        [got] = store.get_feature_vector(["w:f"], {"user_id": 7}, as_of=START + count)
+    if count > QUANTILE_EXACT_MAX:
+        sketch = tdigest_double(SKETCH_K)
+        for value in values.tolist():
+            sketch.update(value)
+        assert got == sketch.get_quantile(0.95) != np.quantile(values, 0.95)
+    else:
+        assert got == window_value_of("quantile", values.tolist(), q=0.95)
+
+
+def window_value_of(function: Any, values: Sequence[Any], **options: Any) -> Any:
+    return aggregate(over(function, **options), values)
+
+
+EVERY = ("count", "sum", "mean", "min", "max", "first", "last", "std", "var", "count_distinct", "quantile")
+
+
+@pytest.mark.parametrize("column", ["x", "n", "single", "big"])
+def test_thousands_of_events_of_one_entity_that_come_in_any_order(answers: Answers, column: str) -> None:
+    """Long enough for blocks in a directory with sums of their own; numbers of every magnitude, few of them none."""
+    rng = np.random.default_rng(5)
+    count = 3_000
+    at = np.sort(rng.integers(0, 1_000, count)) / 2  # several events at one time
+    known = 600 + rng.integers(0, 3, count)
+    drawn = {
+        "x": rng.normal(size=count) * 2.0 ** rng.integers(-300, 300, count),
+        "n": rng.integers(-(2**63), 2**63 - 1, count),
+        "single": rng.normal(size=count).astype("f4") * np.float32(2) ** rng.integers(-60, 60, count).astype("f4"),
+        "big": rng.integers(0, 2**64 - 1, count, dtype=np.uint64),
+    }[column]
+    cells = [None if rng.random() < 0.1 else value for value in drawn.tolist()]
+    if column in ("x", "single"):
+        cells[100], cells[1_500], cells[1_501] = NAN, INF, -INF
+    features: list[Aggregation] = []
+    for window in (0.5, 20, 300):
+        for function in EVERY:
+            q = 0.9 if function == "quantile" else None
+            name = f"{function}_{len(features)}"
+            features.append(over(function, column, q=q, window=seconds(window), closed="both", name=name))
+        features.append(over("last_n", column, n=20, window=seconds(window), name=f"last_{len(features)}"))
+    view = WindowView("w", EVENTS, features)
+    answers.store.apply(view)
+    model = Model()
+    model.apply(EVENTS)
+    model.apply(view)
+    rows = [(float(at[i]), float(known[i]), {column: cells[i]}) for i in range(count)]
+    for part in np.split(rng.permutation(count), [1, 1_000, 1_010, 2_500]):
+        answers.load(*[rows[i] for i in part])
+        us = [(START + round(rows[i][0] * SECOND), START + round(rows[i][1] * SECOND)) for i in part]
+        empty = {field.name: "" if field.name == "id" else None for field in FIELDS}
+        model.load("events", [((7,), *us[j], {**empty, **rows[i][2]}) for j, i in enumerate(part)], answers.now)
+    for t, k in ((0, None), (250, None), (250.5, 601), (400, 600), (499.5, None), (530, 601), (900, None)):
+        result = answers.result([f"w:{each.name}" for each in features], t, known=k).to_dict()
+        known_us = None if k is None else START + k * SECOND
+        expected = model.read("w", (7,), START + round(t * SECOND), known_us, answers.now).values
+        assert expected is not None
+        for each, f in zip(features, view.schema, strict=True):
+            got = value_bits(f.dtype, result[f"w:{each.name}"][0])
+            check_equal(got, value_bits(f.dtype, expected[each.name]), f"{each.name} at {t}, {k}")
 
 
 # --- event ids -------------------------------------------------------------------------------------------------------
