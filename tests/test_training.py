@@ -325,6 +325,28 @@ def test_a_durable_set_is_of_one_position(tmp_path: Path) -> None:
         assert set(after.column(2).to_pylist()) == {8.0, 9.0}
 
 
+@pytest.mark.parametrize("memory_bytes", [1, 1 << 30])
+def test_buckets_of_many_keys_are_read_in_chunks_of_whole_keys(tmp_path: Path, memory_bytes: int) -> None:
+    """Half of the keys deleted, late rows in a second file, newer ones in the tail, keys without rows."""
+    keys = 400
+    with Store.open(str(tmp_path), capacity_bytes=64 << 20) as store:
+        store.apply(BALANCE)
+        for late in (0, 10, 20):
+            ids = list(range(keys)) * 2
+            times = [100 + late + i // keys for i in range(len(ids))]
+            rows = {"user_id": ids, "event_timestamp": times, "amount": [float(time) for time in times]}
+            store.load("balance", pa.table({**rows, "note": ["x"] * len(ids)}))
+            if late < 20:
+                store.flush_history()
+        store.delete("balance", {"user_id": list(range(0, keys, 2))})
+        labels = {"user_id": list(range(keys + 50)) * 2, "event_timestamp": [105] * (keys + 50) + [121] * (keys + 50)}
+        got = store.get_historical_features(pa.table(labels), ["balance:amount"], memory_bytes=memory_bytes).read_all()
+    known = [key if key < keys and key % 2 else None for key in labels["user_id"]]
+    asked = zip(known, labels["event_timestamp"], strict=True)
+    wanted = [None if key is None else {105: 101.0, 121: 121.0}[time] for key, time in asked]
+    assert got.column("balance:amount").to_pylist() == wanted
+
+
 # --- the function of a bucket
 
 

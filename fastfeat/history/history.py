@@ -317,14 +317,15 @@ class History:
     @contextmanager
     def reading_bucket(
         self, view: str, bucket: int, columns: Sequence[str]
-    ) -> Iterator[tuple[int, list[Iterator[pa.Table]]]]:
+    ) -> Iterator[tuple[int, int, list[Iterator[pa.Table]]]]:
         """Per file of a bucket its rows, sorted by key, times and sequence; they may be read while this is held.
 
-        With them the sequence below which the history has every row.
+        Before them the sequence below which the history has every row, and how many rows the files hold.
         """
         with self._reading() as catalog:
             files = catalog.files_of(view, bucket)
-            yield catalog.covered.sequence, [read_groups(self._place, each, columns) for each in files]
+            streams = [read_groups(self._place, each, columns) for each in files]
+            yield catalog.covered.sequence, sum(each.rows for each in files), streams
 
     def check(self) -> list[str]:
         """What is wrong with the files, one sentence each: checksums, counts, order, rows that are there twice."""

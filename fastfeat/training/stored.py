@@ -11,7 +11,8 @@ Memory:       the tails and the deletes, and per bucket that is read one chunk a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,8 @@ from ..schema import FeatureView
 
 if TYPE_CHECKING:
     from .._core.table import Table
+
+VARIABLE_SIZE: Final = 64  # bytes taken for a text or list
 
 
 class StoredRows:
@@ -58,28 +61,42 @@ class StoredRows:
         return pa.Table.from_batches(parts, schema=schema)
 
     def chunks(self, view: str, bucket: int, size_max: int) -> Iterator[pa.Table]:
-        """The rows of a bucket, by key, in tables of about `size_max` bytes that each hold whole keys."""
+        """The rows of a bucket in tables of about `size_max` bytes that each hold whole keys.
+
+        They follow one another by key, and are sorted by it where there are several.
+        """
         schema = rows_schema(self._views[view])
         held: list[pa.Table] = []
         size = 0
-        with self._history.reading_bucket(view, bucket, schema.names) as (covered, files):
+        with self._history.reading_bucket(view, bucket, schema.names) as (covered, rows, files):
             tail = self._tails[view].get(bucket)
             if tail is not None:
                 # What moved into the history since the tails were taken is there, too.
                 tail = tail.filter(pc.greater_equal(tail.column(SEQUENCE), pa.scalar(covered, pa.uint64())))
                 files = [*files, iter([sort_rows(tail)] if tail.num_rows else [])]
-            parts = merge_rows(files)
             deletes = self._deletes[view].get(bucket)
+            # Why not merged where all fit: rows are put in order later in any case, and merging costs more than that.
+            is_by_key = rows * row_size(self._views[view]) > size_max or deletes is not None
+            parts = merge_rows(files) if is_by_key else chain(*files)
             for part in parts if deletes is None else erase(parts, sorted_by_key(deletes)):
                 part = part.cast(schema)
                 part = part.filter(pc.less(part.column(SEQUENCE), pa.scalar(self._end, pa.uint64())))
+                if not part.num_rows:
+                    continue
                 held.append(part)
                 size += part.nbytes
-                if size >= size_max:
+                if size >= size_max and is_by_key:
                     yield pa.concat_tables(held)
                     held, size = [], 0
         if held:
             yield pa.concat_tables(held)
+
+
+def row_size(view: FeatureView) -> int:
+    """About the bytes of a row as Arrow; of a text or list nobody knows."""
+    keys = sum(VARIABLE_SIZE if kind == "string" else 8 for kind in view.entity.join_keys.values())
+    fields = sum(VARIABLE_SIZE if field.dtype.is_variable else field.dtype.width + 1 for field in view.schema)
+    return keys + 3 * 8 + fields
 
 
 def deletes_of(view: FeatureView, table: Table) -> pa.Table:
