@@ -100,17 +100,18 @@ class Result:
         target = np.dtype(dtype)
         if target not in (np.dtype("float64"), np.dtype("float32")):
             raise DataError(f"to_numpy gives float64 or float32, which can hold NaN for a missing value, not {target}")
-        for name, kind in zip(self.names, self.dtypes, strict=True):
-            if kind.matrix_columns == 0:
+        widths = [kind.matrix_columns for kind in self.dtypes]
+        for name, kind, width in zip(self.names, self.dtypes, widths, strict=True):
+            if width == 0:
                 raise DataError(f"feature {name!r} is {kind} and has no float form; leave it out or use to_arrow()")
-        matrix = np.empty((len(self), sum(kind.matrix_columns for kind in self.dtypes)), target)
+        matrix = np.empty((len(self), sum(widths)), target)
         at = 0
-        for kind, (valid, data, _) in zip(self.dtypes, self.columns, strict=True):
-            block = matrix[:, at : at + kind.matrix_columns]
-            with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes an infinity, as in any cast
+        with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes an infinity, as in any cast
+            for width, (valid, data, _) in zip(widths, self.columns, strict=True):
+                block = matrix[:, at : at + width]
                 block[...] = data.reshape(block.shape)
-            block[valid == 0] = np.nan
-            at += kind.matrix_columns
+                block[valid == 0] = np.nan
+                at += width
         return matrix
 
     def to_arrow(self) -> Any:

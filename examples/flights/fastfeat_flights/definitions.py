@@ -78,7 +78,7 @@ aircraft = FeatureView(
         Field("engines", "int32", nullable=False),
         Field("seats", "int32", nullable=False),
     ],
-    description="The registry entry of an aircraft; 721 of the 4,043 tail numbers have none",
+    description="Registry entries; 721 of the 4,043 tail numbers have none",
 )
 
 # --- what happened: one row per departure, under each of the three that it belongs to -----------------------------
@@ -129,14 +129,14 @@ airport_delays = WindowView(
         Aggregation("minutes", "mean", DAY, name="minutes_mean_24h"),
         Aggregation(None, "count", HOUR, where=("minutes", ">", 15), name="late_1h"),
     ],
-    description="How late flights left this airport, on average, and how many more than 15 minutes late",
+    description="How late flights left this airport; how many over 15 minutes",
 )
 
 aircraft_delays = WindowView(
     "aircraft_delays",
     source=aircraft_departures,
     features=[Aggregation("minutes", "last", DAY, name="minutes_last_24h")],
-    description="How late this aircraft last left New York; null where it did not within a day",
+    description="How late this aircraft last left, within a day",
 )
 
 airline_traffic = WindowView(
@@ -147,7 +147,7 @@ airline_traffic = WindowView(
         Aggregation(None, "count", DAY, name="flights_24h"),
         Aggregation("minutes", "mean", 3 * HOUR),
     ],
-    description="How many flights of this airline left New York, and how late",
+    description="How many flights of this airline left, and how late",
 )
 
 # --- what the request itself says: a function of its fields, the same one online and for training ------------------
