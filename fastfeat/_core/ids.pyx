@@ -338,7 +338,6 @@ cdef Status entity_sift(
             last = row
             kept += 1
         row = following
-    group.left_out += count - kept
     if kept == 0:
         return OK
     group.counts[head] = kept

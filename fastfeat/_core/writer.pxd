@@ -13,8 +13,7 @@ cdef struct Grouping:         # rows of a batch by entity: `counts[i]` > 0 where
     uint32_t* table
     uint64_t table_mask
     uint32_t per_shard[64]
-    uint64_t left_out         # rows of the batch whose event is known, see ids.pyx
-    Vector replaced           # sequences of published rows that rows of the batch take the place of
+    Vector replaced           # sequences of published rows that rows of the batch take the place of, see ids.pyx
     uint32_t* replaced_at     # of an entity's first row: where its own begin; NULL where there are none at all
     uint32_t* replaced_counts
 
