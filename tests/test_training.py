@@ -297,7 +297,7 @@ def test_a_memory_store_says_what_it_no_longer_has() -> None:
     store.load("latest", pa.table({"user_id": [1, 1], "event_timestamp": [100, 200], "amount": [1.0, 2.0]}))
     labels = pa.table({"user_id": [1], "event_timestamp": [200]})
     assert store.get_historical_features(labels, ["latest:amount"]).read_all().column(2).to_pylist() == [2.0]
-    with pytest.raises(BeforeHistory):
+    with pytest.raises(BeforeHistory, match="user_id=1"):
         store.get_historical_features(
             pa.table({"user_id": [1], "event_timestamp": [150]}), ["latest:amount"]
         ).read_all()

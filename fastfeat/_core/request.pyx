@@ -422,8 +422,7 @@ cdef class Request:
         """Entity i's keys as text, for messages."""
         parts = []
         if self.batch is not None:
-            key = key_at(&self.batch.view.keys, i)[:key_size(&self.batch.view.keys, i)]
-            return f"key {key.hex()}"
+            return describe_key(self, key_at(&self.batch.view.keys, i)[:key_size(&self.batch.view.keys, i)])
         for c in range(self.columns_count):
             if self.kinds[c] == STRING:
                 value = repr(self.columns[c].texts[i][:self.columns[c].sizes[i]].decode("utf-8", "replace"))
@@ -472,6 +471,22 @@ def plain_keys(names, types, entity_rows):
     cdef Request request = Request(tuple(names), tuple(types))
     request.set_rows(entity_rows)
     return request.plain()
+
+
+cdef object describe_key(Request request, bytes key):
+    """A batch's key as text."""
+    parts = []
+    at = 0
+    for c, name in enumerate(request.names):
+        if request.kinds[c] == STRING:
+            size = int.from_bytes(key[at:at + 4], "little")
+            value = repr(key[at + 4:at + 4 + size].decode("utf-8", "replace"))
+            at += 4 + size
+        else:
+            value = str(int.from_bytes(key[at:at + 8], "little", signed=request.kinds[c] != UINT64))
+            at += 8
+        parts.append(f"{name}={value}")
+    return ", ".join(parts)
 
 
 cdef object fault(Request request, Py_ssize_t column, int64_t i, str what):

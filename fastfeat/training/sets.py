@@ -29,7 +29,6 @@ from ..durable import Storage
 from ..history.history import BUCKETS, bucket_of
 from ..history.rowfile import key_at, key_range
 from ..report import ignore_rows, load_progress
-from ..result import arrow_array
 from ..rows import key_hashes, rows_schema
 from ..sources import BATCH_ROWS_MAX
 from .joining import (
@@ -42,6 +41,7 @@ from .joining import (
     check_known,
     check_labels,
     fill,
+    fill_from_table,
     request_of,
     with_columns,
 )
@@ -74,19 +74,13 @@ class Tables:
 
     def answer(self, asked: Asked) -> list[Any]:
         columns: list[Any] = [None] * len(self._request.stored)
-        for join, plan in zip(self._request.joins, self._plans, strict=True):
-            some = asked.of(join.keys)
-            # In parts, so that a writer does not wait long for memory that a reader may still see.
-            starts = range(0, len(some), BATCH_ROWS_MAX)
-            parts = [table_arrays(join, plan, some.slice(start, BATCH_ROWS_MAX)) for start in starts]
-            for place, arrays in zip(join.places, zip(*parts, strict=True), strict=True):
-                columns[place] = pa.chunked_array(arrays)
+        with ThreadPoolExecutor(THREADS, "fastfeat-training") as pool:
+            for join, plan in zip(self._request.joins, self._plans, strict=True):
+                filled = Columns(join.dtypes, len(asked))
+                fill_from_table(filled, join.view, plan, asked, pool)
+                for place, column in zip(join.places, filled.arrays(), strict=True):
+                    columns[place] = column
         return columns
-
-
-def table_arrays(join: ViewJoin, plan: Plan, asked: Asked) -> list[Any]:
-    _, _, columns = plan.columns_at(asked.keys(join.keys), asked.event_us, asked.known_us)
-    return [arrow_array(dtype, column) for dtype, column in zip(plan.dtypes, columns, strict=True)]
 
 
 class Buckets:
