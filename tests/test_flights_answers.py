@@ -8,7 +8,9 @@ import io
 import zipfile
 from bisect import bisect_left
 from datetime import UTC, datetime, timedelta, timezone
+from itertools import pairwise
 from operator import itemgetter
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import duckdb
@@ -32,7 +34,10 @@ def flights() -> pa.Table:
 
 @pytest.fixture(scope="module")
 def store(flights: pa.Table) -> Store:
-    store = Store()
+    return filled(Store(), flights)
+
+
+def filled(store: Store, flights: pa.Table) -> Store:
     store.apply(demo.DEFINITIONS)
     for view, table in data.view_tables(flights).items():
         report = store.load(view, table)
@@ -72,6 +77,29 @@ def test_a_flight_that_left_early_is_in_its_own_answer_unless_asked_sooner(
     assert left_by_then.sum() > 180_000
     sooner = demo.event_times_then(store, asked.earlier(demo.LEAD))
     assert demo.own_departures(sooner, asked) == 0
+
+
+@pytest.mark.long
+def test_every_flight_is_served_the_vector_of_the_training_set(store: Store, asked: Questions) -> None:
+    early = asked.earlier(demo.LEAD)
+    trained = model.vectors(model.training_set(store, early))
+    edges = [0, *(np.flatnonzero(np.diff(early.moments_us)) + 1).tolist(), len(early)]
+    for start, stop in pairwise(edges):
+        entities = {name: column[start:stop] for name, column in early.entities().items()}
+        served = store.get_feature_vectors(demo.SERVICE, entities, as_of=int(early.moments_us[start]))
+        assert served.tobytes() == trained[start:stop].tobytes()
+
+
+@pytest.mark.long
+def test_a_durable_store_makes_the_same_training_set_also_after_a_restart(
+    store: Store, flights: pa.Table, asked: Questions, tmp_path: Path
+) -> None:
+    early = asked.earlier(demo.LEAD)
+    examples = model.training_set(store, early)
+    with filled(Store.open(tmp_path, fsync="off"), flights) as durable:
+        assert model.training_set(durable, early).equals(examples)
+    with Store.open(tmp_path, fsync="off") as durable:
+        assert model.training_set(durable, early).equals(examples)
 
 
 # The same windows in SQL: rows and labels in one table, and a label's frame ends just before its own moment.
