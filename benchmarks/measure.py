@@ -66,6 +66,7 @@ class Findings:
     latencies: dict[str, Latency] = field(default_factory=dict)  # "group.batch.peer" -> percentiles
     rates: dict[str, dict[str, float]] = field(default_factory=dict)  # name -> numbers that are not latencies
     checksums: dict[str, str] = field(default_factory=dict)  # of the answers compared with the data
+    unmeasured: dict[str, str] = field(default_factory=dict)  # bar name -> why it could not be measured here
 
     def ratio(self, bar: str, ours: str, theirs: str, percent: float) -> None:
         self.bars[bar] = self.latencies[ours].at(percent) / self.latencies[theirs].at(percent)

@@ -1,6 +1,6 @@
-"""Programs a benchmark builds for itself and runs beside itself: the C load generator, the echo, servers.
+"""Programs a benchmark builds for itself and runs beside itself: the C load generator, the echo, servers, Feast.
 
-Built once into build/benchmarks/ and again when a source is newer.
+Built once into build/benchmarks/ and again when a source is newer; Feast's environment when its version changes.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 BUILD = ROOT / "build" / "benchmarks"
 CC = os.environ.get("CC", "cc")
+FEAST = "0.67.0"
 START_TIMEOUT_S = 300.0  # a server that loads five million rows before it answers
 
 
@@ -52,6 +54,32 @@ def build(source: Path, target: Path, make: Callable[[Path], object]) -> None:
     aside = target.with_name(f"{target.name}.{os.getpid()}")
     make(aside)
     aside.replace(target)
+
+
+def feast_python(*, may_install: bool) -> Path:
+    """The interpreter of an environment that holds Feast and nothing of ours; made if need be and allowed.
+
+    Why not the `bench` extra: Feast holds pandas and a hundred other packages to versions of its own.
+    Raises RuntimeError, which says why, where there is none.
+    """
+    home = BUILD / f"feast-venv-{FEAST}"
+    if not home.exists():
+        if not may_install:
+            raise RuntimeError(f"Feast's environment ({home}) is not there; a run that is no smoke run makes it")
+        BUILD.mkdir(parents=True, exist_ok=True)
+        install_feast(home)
+    return home / "bin" / "python"
+
+
+def install_feast(home: Path) -> None:
+    """Made aside and renamed, so that what is there is whole."""
+    aside = home.with_name(f"{home.name}.{os.getpid()}")
+    try:
+        run([sys.executable, "-m", "venv", str(aside)])
+        run([str(aside / "bin" / "python"), "-m", "pip", "install", "--quiet", f"feast=={FEAST}"])
+        aside.replace(home)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def run(command: Sequence[str]) -> str:

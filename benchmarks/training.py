@@ -2,14 +2,16 @@
 
 join     1.75 M labels x 1.75 M rows over 5,000 entities: the last row before each label; Polars: sort both, join_asof
 windows  six windows at each of 1.75 M events: Polars: sort, rolling; DuckDB: window functions over RANGE
+feast    100,000 labels x 100,000 rows of a file: Feast's own historical retrieval, which runs in a process of its own
 memory   a store whose history is ten times the memory that its training set is allowed
 
-The peers take turns; a time is the median of the rounds. Answers are compared: values bit for bit, means (which the
-peers sum in floating point) to 12 digits.
+The peers take turns (Feast's rounds follow ours); a time is the median of the rounds. Answers are compared: values bit
+for bit, means (which the peers sum in floating point) to 12 digits.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -27,11 +29,14 @@ import pyarrow.parquet as pq
 from fastfeat import FeatureView, Field, Store
 from fastfeat.training import join_bucket
 
-from . import data, events
+from . import data, events, programs
 from .measure import Findings, Size, quiet
 
 PRICE: Final = FeatureView("price", entity=events.CARD, schema=[Field("amount", "float64")])
 ROUNDS: Final = 7
+FEAST_ROUNDS: Final = 3
+FEAST_ROWS: Final = 100_000  # Feast pairs each label with all rows of its entity: 2 million pairs
+FEAST_ROWS_EACH: Final = 20
 DAYS: Final = events.DAYS
 
 MEMORY_BYTES: Final = 128 << 20
@@ -163,6 +168,51 @@ def windows_polars(frame: pl.DataFrame) -> list[pl.DataFrame]:
         )
         for days in DAYS
     ]
+
+
+# --- Feast
+
+
+def measure_feast(size: Size) -> Findings:
+    findings = Findings()
+    try:
+        python = programs.feast_python(may_install=not size.smoke)
+    except RuntimeError as reason:
+        findings.unmeasured["training.feast.ratio"] = str(reason)
+        return findings
+    rows, labels = feast_tables(400 if size.smoke else FEAST_ROWS)
+    rounds = 1 if size.smoke else FEAST_ROUNDS
+    with tempfile.TemporaryDirectory(prefix="fastfeat-feast-") as name:
+        folder = Path(name)
+        pq.write_table(rows, folder / "rows.parquet")
+        pq.write_table(labels, folder / "labels.parquet")
+
+        def fastfeat() -> pa.Table:
+            return join_bucket(labels, {"price": pq.read_table(folder / "rows.parquet")}, [PRICE], ["price:amount"])
+
+        seconds, answers = turns({"fastfeat": fastfeat}, rounds)
+        # -I: a module beside the program (concurrent) would hide the standard library's.
+        said = programs.run([str(python), "-I", str(programs.HERE / "feast_peer.py"), name, str(rounds)])
+        theirs = pl.read_parquet(folder / "answer.parquet")
+    seconds["feast"] = float(np.median(json.loads(said)))
+    ours = pl.from_arrow(answers["fastfeat"].rename_columns([*labels.schema.names, "amount"]))
+    assert isinstance(ours, pl.DataFrame)
+    check(in_order(ours), in_order(theirs))
+    findings.checksums["training.feast"] = data.checksum(in_order(ours)["amount"])
+    findings.rates["training.feast"] = {f"{name}_s": value for name, value in seconds.items()}
+    findings.bars["training.feast.ratio"] = seconds["fastfeat"] / seconds["feast"]
+    return findings
+
+
+def feast_tables(count: int) -> tuple[pa.Table, pa.Table]:
+    """So many rows and labels. Feast leaves out labels before their entity's first row: each entity begins with one."""
+    rng = np.random.default_rng(data.SEED + 3)
+    entities = count // FEAST_ROWS_EACH
+    keys, label_keys = rng.integers(0, entities, (2, count))
+    times, label_times = events.START_US + rng.integers(0, 30 * events.DAY_US, (2, count))
+    keys[:entities], times[:entities] = np.arange(entities), events.START_US
+    labels = events.event_table(label_keys, label_times, np.zeros(count)).drop_columns(["amount"])
+    return events.event_table(keys, times, np.round(rng.lognormal(3, 1, count), 2)), labels
 
 
 # --- memory

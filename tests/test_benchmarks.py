@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from benchmarks import data, loadgen
-from benchmarks.bars import GROUPS, Bar, read_bars, write_bars
-from benchmarks.measure import Latency, Subject, interleave
+from benchmarks.bars import GROUPS, Bar, is_failure, read_bars, write_bars
+from benchmarks.measure import FULL, SMOKE, Findings, Latency, Subject, interleave
 from benchmarks.plot import main as draw
 from benchmarks.shared import MAY_MOUNT
 
@@ -79,7 +79,7 @@ DEMANDED[5] = {
     "training.windows.ratio_polars": ("at_most", 1 / 10),
     "training.memory.ratio": ("at_most", 1),
 }
-REPORTED: dict[int, set[str]] = {4: set(), 5: set()}
+REPORTED: dict[int, set[str]] = {4: set(), 5: {"training.feast.ratio"}}
 REPORTED[2] = {
     "concurrent.embedded.1x50.p99_ratio",
     "concurrent.embedded.100x50.p99_ratio",
@@ -134,6 +134,14 @@ def test_a_bar_without_a_limit_never_counts_as_passed(tmp_path: Path) -> None:
     ]
 
 
+def test_a_bar_that_was_not_measured_fails_but_for_a_reason_in_a_smoke_run() -> None:
+    bar = Bar("training.feast.ratio", 5, "at_most", "ratio", "Reported.")
+    explained = Findings(unmeasured={bar.name: "no network"})
+    assert is_failure(bar, Findings(), SMOKE)
+    assert not is_failure(bar, explained, SMOKE)
+    assert is_failure(bar, explained, FULL)
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")
@@ -152,6 +160,10 @@ def test_the_group_measures_all_its_bars_and_prints_checksums(group: str, result
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((results / f"{group}.json").read_text(encoding="utf-8"))
     mine = {bar.name for bar in read_bars() if bar.group == group}
+    if unmeasured := record["unmeasured"]:
+        assert set(record["bars"]) | set(unmeasured) == mine
+        assert all(f"NOT MEASURED {name}: {why}" in done.stdout for name, why in unmeasured.items())
+        pytest.skip(f"not measured: {unmeasured}")
     assert set(record["bars"]) == mine
     assert mine <= {entry["name"] for entry in json.loads((results / "bars.json").read_text(encoding="utf-8"))}
     assert record["checksums"]
