@@ -11,8 +11,8 @@ for bit, means (which the peers sum in floating point) to 12 digits.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -93,7 +93,7 @@ def measure_join(size: Size) -> Findings:
     )
     ours = pl.from_arrow(answers["fastfeat"].rename_columns([*labels.schema.names, "amount"]))
     assert isinstance(ours, pl.DataFrame)
-    check(in_order(ours), in_order(answers["polars"]))
+    findings.checksums["training.join"] = check(in_order(ours), in_order(answers["polars"]))
     findings.rates["training.join"] = {f"{name}_s": value for name, value in seconds.items()}
     findings.bars["training.join.ratio_polars"] = seconds["fastfeat"] / seconds["polars"]
     return findings
@@ -105,10 +105,12 @@ def in_order(frame: pl.DataFrame) -> dict[str, np.ndarray]:
     return {name: frame[name].to_numpy() for name in frame.columns if name != "event_timestamp"}
 
 
-def check(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], tolerance: float = 0.0) -> None:
+def check(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], tolerance: float = 0.0) -> str:
+    """The checksum of ours. Raises AssertionError where theirs differ."""
     for name, values in theirs.items():
         if not np.allclose(ours[name], values, rtol=tolerance, atol=0, equal_nan=True):
             raise AssertionError(f"{name}: the peers' answers differ")
+    return data.checksum(np.column_stack(list(ours.values())))
 
 
 # --- six windows at each event
@@ -137,7 +139,7 @@ def measure_windows(size: Size) -> Findings:
     theirs = pl.from_arrow(answers["duckdb"])
     assert isinstance(ours, pl.DataFrame)
     assert isinstance(theirs, pl.DataFrame)
-    check(in_order(ours), in_order(theirs), 1e-12)
+    findings.checksums["training.windows"] = check(in_order(ours), in_order(theirs), 1e-12)
     findings.rates["training.windows"] = {f"{name}_s": value for name, value in seconds.items()}
     for peer in ("duckdb", "polars"):
         findings.bars[f"training.windows.ratio_{peer}"] = seconds["fastfeat"] / seconds[peer]
@@ -197,8 +199,7 @@ def measure_feast(size: Size) -> Findings:
     seconds["feast"] = float(np.median(json.loads(said)))
     ours = pl.from_arrow(answers["fastfeat"].rename_columns([*labels.schema.names, "amount"]))
     assert isinstance(ours, pl.DataFrame)
-    check(in_order(ours), in_order(theirs))
-    findings.checksums["training.feast"] = data.checksum(in_order(ours)["amount"])
+    findings.checksums["training.feast"] = check(in_order(ours), in_order(theirs))
     findings.rates["training.feast"] = {f"{name}_s": value for name, value in seconds.items()}
     findings.bars["training.feast.ratio"] = seconds["fastfeat"] / seconds["feast"]
     return findings
@@ -225,7 +226,8 @@ def measure_memory(size: Size) -> Findings:
     with tempfile.TemporaryDirectory(prefix="fastfeat-training-") as folder:
         fill(Path(folder), rows)
         command = [sys.executable, "-m", "benchmarks.training", folder, str(allowed)]
-        peak, joined, seconds = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        said = programs.run(command)
+        peak, joined, seconds, answered = said.split()
     findings.rates["training.memory"] = {
         "rows": rows,
         "labels": float(joined),
@@ -233,6 +235,7 @@ def measure_memory(size: Size) -> Findings:
         "peak_mb": int(peak) / 1e6,
         "seconds": float(seconds),
     }
+    findings.checksums["training.memory"] = answered
     findings.bars["training.memory.ratio"] = int(peak) / allowed
     return findings
 
@@ -263,7 +266,9 @@ def long_rows(rows: int) -> Iterator[pa.Table]:
 
 
 def join_in_little(folder: str, allowed: int) -> None:
-    """In a process of its own: print the most memory that training took over what the open store has, and the rows."""
+    """In a process of its own: print the most memory that training took over what the open store has, the rows that it
+    made, its seconds, and a checksum of its last feature.
+    """
     with Store.open(str(Path(folder, "data")), read_only=True) as store:
         features = [f"{LONG.name}:{field.name}" for field in LONG.schema]
         pa.default_memory_pool().release_unused()
@@ -271,8 +276,12 @@ def join_in_little(folder: str, allowed: int) -> None:
         before = status_bytes("VmRSS")
         began = time.perf_counter()
         reader = store.get_historical_features(Path(folder, "labels.parquet"), features, memory_bytes=allowed)
-        joined = sum(batch.num_rows for batch in reader)
-        print(max(status_bytes("VmHWM") - before, 0), joined, time.perf_counter() - began)
+        joined, answered = 0, hashlib.blake2b(digest_size=8)
+        for batch in reader:
+            joined += batch.num_rows
+            answered.update(batch.columns[-1].to_numpy(zero_copy_only=False))
+        seconds = time.perf_counter() - began
+        print(max(status_bytes("VmHWM") - before, 0), joined, seconds, answered.hexdigest())
 
 
 def status_bytes(name: str) -> int:
