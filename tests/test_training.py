@@ -112,7 +112,12 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         key = st.sampled_from(world.keys(view))
         if kind == "load":
             rows = draw(st.lists(st.tuples(key, times, row_values(view)), min_size=1, max_size=6))
-            steps.append((kind, view, rows, [max(event, draw(times)) for _, event, _ in rows]))
+            created = [max(event, draw(times)) for _, event, _ in rows]
+            if view.event_id is not None:
+                # What a known event left out of memory is not there when a delete takes that event, and the history
+                # has it: they differ where the row left out says that it was created after the delete that is to come.
+                created = [min(each, START_US - 1) for each in created]
+            steps.append((kind, view, rows, created))
         elif kind == "push":
             steps.append((kind, view, draw(st.lists(st.tuples(key, times, row_values(view)), min_size=1, max_size=3))))
         else:
