@@ -22,6 +22,7 @@ from libc.string cimport memset
 
 cdef extern from *:
     int __builtin_clzll(unsigned long long x) noexcept nogil
+    int __builtin_ctzll(unsigned long long x) noexcept nogil
 
 cdef enum:
     FIRST_BIT = 2208          # digit 0 counts 2**-2208s
@@ -137,13 +138,21 @@ cdef double int128_mean(int128 value, int32_t exponent, uint64_t count) noexcept
     cdef uint128 quotient
     cdef uint64_t high
     cdef int zeros
+    cdef int bits
     if magnitude == 0:
         return 0.0
     if count == 1:
         return int128_rounded(negative, magnitude, False, exponent)
+    if <uint64_t>magnitude:               # what tiles shifted up is shifted down: then most dividends are short
+        zeros = __builtin_ctzll(<uint64_t>magnitude)
+        magnitude >>= zeros
+        exponent += zeros
     high = <uint64_t>(magnitude >> 64)
     zeros = __builtin_clzll(high) if high else 64 + __builtin_clzll(<uint64_t>magnitude)
-    magnitude <<= zeros                   # the quotient has at least 96 bits
+    bits = 64 - __builtin_clzll(count)
+    if zeros >= 65 - bits:                # the dividend's upper word below the divisor: one instruction divides
+        zeros -= 65 - bits
+    magnitude <<= zeros                   # the quotient has at least 62 bits
     quotient = magnitude // <uint128>count
     return int128_rounded(negative, quotient, quotient * <uint128>count != magnitude, exponent - zeros)
 
