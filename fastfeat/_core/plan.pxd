@@ -45,6 +45,7 @@ cdef class Plan:
     cdef Answer take(self)
     cdef Answer begin(self, object as_of, object known_at)
     cdef int keys_ready(self, Answer answer) except -1
+    cdef int windows_ready(self, Answer answer) except -1
     cdef int pin(self) noexcept
     cdef bint unpin(self, int pin) noexcept
     cdef bint fill_pinned(self, Answer answer, void* matrix, double* line, int pin) noexcept nogil

@@ -318,11 +318,18 @@ cdef class Plan:
         for k in range(self.view.keys_count):
             answer.request.keys(k, self.key_columns + k * JOIN_KEYS_MAX, self.key_sizes[k], &s.keys[k])
             keys_hash(self.view.stored, &s.keys[k], 0, count, s.hashes + k * count)
-        if s.windows != NULL:
-            for k in range(self.view.views_count):
-                if self.view.views[k].windows != NULL:
-                    if not scratch_begin(&s.windows[k], self.view.views[k].windows, count):
-                        raise MemoryError("no memory for a request; ask for fewer entities at once")
+        return 0
+
+    cdef int windows_ready(self, Answer answer) except -1:
+        """Room for the answers of window views, and nothing of an earlier attempt, which may have met any bytes."""
+        cdef Scratch* s = &answer.scratch
+        cdef uint32_t v
+        if s.windows == NULL:
+            return 0
+        for v in range(self.view.views_count):
+            if self.view.views[v].windows != NULL:
+                if not scratch_begin(&s.windows[v], self.view.views[v].windows, answer.request.count):
+                    raise MemoryError("no memory for a request; ask for fewer entities at once")
         return 0
 
     cdef int finish_windows(self, Answer answer) except -1:
@@ -376,6 +383,7 @@ cdef class Plan:
         """fill_pinned with a stop between reading and copying."""
         cdef int64_t count = answer.request.count
         try:
+            self.windows_ready(answer)
             if count < RELEASE_MIN:
                 read_group(&self.view, &answer.scratch, count, 0, count)
             else:
@@ -383,9 +391,10 @@ cdef class Plan:
                     read_group(&self.view, &answer.scratch, count, 0, count)
             self.finish_windows(answer)
         except BaseException:
-            free(line)
-            self.unpin(pin)
-            raise
+            if self.unpin(pin):               # else it may come of bytes that were not meant for us
+                free(line)
+                raise
+            return False
         copy_rows(&self.view, &answer.scratch, count, matrix, line)
         return self.unpin(pin)
 
@@ -412,6 +421,7 @@ cdef class Plan:
     cdef int resolve(self, Answer answer) except -1:
         """Find every row; the caller holds a pin and keeps it while it reads them."""
         self.keys_ready(answer)
+        self.windows_ready(answer)
         with nogil:
             read_group(&self.view, &answer.scratch, answer.request.count, 0, answer.request.count)
         self.check_history(answer)

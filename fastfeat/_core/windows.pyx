@@ -753,6 +753,8 @@ cdef bint scratch_begin(WindowScratch* s, const WindowPlan* plan, int64_t count)
     s.heap_size = 0
     s.has_failed = False
     deferred_free(s)
+    exact_clear(&s.sum)                   # an attempt that met a torn timeline leaves what it had
+    exact_clear(&s.squares)
     return True
 
 
