@@ -188,6 +188,8 @@ def plain(what: str, value: object) -> Any:
     """A value that a condition may compare with. Raises SchemaError."""
     if hasattr(value, "utcoffset"):
         return to_us(value, f"{what}: where: value")
+    if isinstance(value, str) and any("\ud800" <= each <= "\udfff" for each in value):
+        raise SchemaError(f"{what}: where: {value!r} is no text that UTF-8 can hold, so no row has it")
     if isinstance(value, (bool, int, str, bytes)) or (isinstance(value, float) and not math.isnan(value)):
         return value
     raise SchemaError(f"{what}: where: a value is a number, a string, bytes or a datetime, not {value!r}")

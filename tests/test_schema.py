@@ -121,6 +121,7 @@ FAULTS: dict[str, tuple[Callable[[], object], str]] = {
     "in of nothing": (lambda: feature("sum", where=("shop", "in", [])), "needs a list of 1 to 64 values"),
     "in of too many": (lambda: feature("sum", where=("amount", "in", [*range(65)])), "needs a list of 1 to 64 values"),
     "compares with NaN": (lambda: feature("sum", where=("amount", "==", float("nan"))), "not nan"),
+    "compares with half a character": (lambda: feature("sum", where=("shop", "==", "\ud800")), "no text that UTF-8"),
     "compares with null": (lambda: feature("sum", where=("amount", "==", None)), "a value is a number, a string"),
     "windows over a state": (lambda: windows_of(feature("count"), source=PROFILE), "a FeatureView with kind='event'"),
     "windows of nothing": (lambda: windows_of(), "needs features: one or more Aggregation"),
