@@ -152,7 +152,8 @@ def explain(
         return Explanation(**common, event_time=None, definition=definition_to_dict(view), inputs=parts)
     stored_view = definitions.stored(feature.view)
     rows = rows_of(stored_view, tables[stored_view.name], entity)
-    event_time = int(result.event_times[feature.view][0]) or None
+    has_row = common["status"] not in (Status.NOT_FOUND, Status.DELETED)
+    event_time = int(result.event_times[feature.view][0]) if has_row else None
     if isinstance(view, FeatureView):
         outcomes = point_outcomes(view, rows, as_of, known_at)
         return Explanation(

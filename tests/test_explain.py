@@ -137,3 +137,11 @@ def test_what_is_not_there_is_an_error_or_a_status() -> None:
     assert store.explain("spending:number", {"user_id": 9}).status == Status.NOT_FOUND
     with pytest.raises(UnknownFeature, match="no such field"):
         store.explain("spending:nothing", {"user_id": 9})
+
+
+def test_a_row_of_1970_has_a_time_too() -> None:
+    store = store_with([])
+    store.push("profile", {"user_id": 7, "event_timestamp": 0, "age": 1})
+    explanation = store.explain("profile:age", {"user_id": 7}, as_of=1)
+    assert (explanation.event_time, explanation.value) == (0, 1)
+    assert store.explain("profile:age", {"user_id": 8}, as_of=1).event_time is None
