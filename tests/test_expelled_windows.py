@@ -31,7 +31,11 @@ ROWS = 4_000
 ENTITIES = 50_000  # in one read: it takes long enough to be met inside
 USER = Entity("user", {"user_id": "int64"})
 EVENTS = FeatureView("events", USER, [Field("amount", "float64")], kind="event")
-SUMS = WindowView("sums", EVENTS, [Aggregation("amount", "sum", timedelta(days=1))])
+SUMS = WindowView(
+    "sums",
+    EVENTS,
+    [Aggregation("amount", "sum", timedelta(days=1)), Aggregation("amount", "sum", timedelta(microseconds=2_500))],
+)
 NEXT_SLOT = 8  # words from one reader's slot to the next, and before the first
 EXPELLED = 1 << 63
 
@@ -90,3 +94,21 @@ def test_a_sum_that_was_cut_off_is_not_in_the_next_attempt(name: str) -> None:
                 else:  # it was not expelled before it ended, or not mended before it was read again
                     assert isinstance(answer.exception(), StorageError)
             assert cut_off
+
+
+def test_a_block_that_was_refused_is_not_looked_at_by_the_next_window(name: str) -> None:
+    """Its count is beyond its capacity; the shorter window begins in the block that was opened before it."""
+    with Store(CAPACITY, shared=name) as store:
+        store.apply([EVENTS, SUMS])
+        store.push("events", [{"user_id": 1, "event_timestamp": START_US + row, "amount": 1.0} for row in range(ROWS)])
+        arena = words_of(name, "arena")
+        block = int(arena[Places(arena).entries[-1] + 1]) // 8
+        with AttachedStore(name) as other:
+            keys, features = {"user_id": [1]}, ["sums:amount_sum_1d", "sums:amount_sum_2500us"]
+            expected = [[ROWS, 2_500]]
+            assert other.get_feature_vectors(features, keys, as_of=START_US + ROWS).tolist() == expected
+            whole, arena[block + 1] = int(arena[block + 1]), int(arena[block + 1]) | 0xFFFFFFFF
+            with pytest.raises(StorageError, match="the arena is damaged"):
+                other.get_feature_vectors(features, keys, as_of=START_US + ROWS)
+            arena[block + 1] = whole
+            assert other.get_feature_vectors(features, keys, as_of=START_US + ROWS).tolist() == expected

@@ -135,6 +135,7 @@ cdef inline const BlockView* segment(Timeline* t, uint32_t s) noexcept nogil:
     if s == t.last:
         return &t.tail
     if s != t.opened:
+        t.opened = t.last                 # until it is found to be whole, `block` is of no segment
         if not block_open(t.view, load_once_u64(&t.entries[s].block_at), &t.block):
             t.is_torn = True
             return NULL
@@ -715,6 +716,8 @@ cdef list window_spans(
     if group == NULL or timeline_find(plan.source, hash, key, size, &block) != PRESENT:
         return out
     timeline_open(&t, plan.source, &block)
+    if t.is_torn:
+        return out
     high = place_of(&t, event_us + plan.ranges[group.range].high_us + 1)
     low = place_of(&t, event_us + plan.ranges[group.range].low_us)
     for g in range(low.segment, high.segment + 1):
