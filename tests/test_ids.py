@@ -37,8 +37,10 @@ class DurableEventMachine(EventMachine, DurableMachine):
 
 
 TestEvents = EventMachine.TestCase
+TestEvents.pytestmark = [pytest.mark.torture]  # type: ignore[attr-defined]  # half a minute: not for every run
 
 
+@pytest.mark.torture
 def test_a_durable_store_counts_an_event_once_before_and_after_a_crash() -> None:
     profile = settings()
     run_state_machine_as_test(DurableEventMachine, settings=settings(profile, max_examples=profile.max_examples // 2))
@@ -58,6 +60,7 @@ def without_id(view: Any) -> Any:
     return replace(view, event_id=None) if getattr(view, "event_id", None) else view
 
 
+@pytest.mark.torture
 def test_the_machine_catches_events_that_count_twice() -> None:
     class Control(EventMachine):
         make_store = IdIgnored

@@ -170,6 +170,7 @@ def names_and_dtypes(views: Sequence[View]) -> dict[str, DType]:
     return {f"{view.name}:{field.name}": field.dtype for view in views for field in view.schema}
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("is_durable", [False, True], ids=["memory", "durable"])
 @settings(deadline=None)
 @given(scenario=scenarios(), known=st.sampled_from(["as_served", "as_corrected"]), size=st.sampled_from([1 << 30, 1]))
