@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -411,6 +412,19 @@ def test_a_quantile_is_exact_up_to_65536_values_and_a_t_digest_of_more(count: in
         assert got == sketch.get_quantile(0.95) != np.quantile(values, 0.95)
     else:
         assert got == window_value_of("quantile", values.tolist(), q=0.95)
+
+
+def test_a_quantile_of_more_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasketches", None)
+    count = QUANTILE_EXACT_MAX + 1
+    with Store(64 << 20) as store:
+        view = FeatureView("events", USER, [Field("x", "float64")], kind="event")
+        store.apply(WindowView("w", view, [over("quantile", q=0.5, window=seconds(100))]))
+        times = pa.array(START + np.arange(count), pa.timestamp("us", "UTC"))
+        rows = pa.table({"user_id": np.full(count, 7), "event_timestamp": times, "x": np.ones(count)})
+        store.load("events", rows)
+        with pytest.raises(DataError, match=r"65,537 values .* pip install 'fastfeat\[sketches\]'"):
+            store.get_feature_vector(["w:f"], {"user_id": 7}, as_of=START + count)
 
 
 def window_value_of(function: Any, values: Sequence[Any], **options: Any) -> Any:

@@ -83,8 +83,13 @@ cdef int64_t moment(object us, str name) except? -1:
 
 cdef double sketched_quantile(object values, double q) except? -1:
     """A quantile of many values by a t-digest: of the same values in the same order always the same."""
-    from datasketches import tdigest_double
-
+    try:
+        from datasketches import tdigest_double
+    except ImportError:
+        raise DataError(
+            f"a quantile of {len(values):,} values is taken from a sketch, and datasketches is not there: pip install"
+            " 'fastfeat[sketches]', or declare a shorter window"
+        ) from None
     sketch = tdigest_double(SKETCH_K)
     sketch.update(values)
     return sketch.get_quantile(q)
