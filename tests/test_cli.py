@@ -33,6 +33,7 @@ COMMANDS = [
     "backup",
     "restore",
     "bench",
+    "train",
 ]
 
 DEFINITIONS = '''
@@ -245,6 +246,14 @@ def purchase(inputs):
     return {"left": inputs["balance"] - inputs["amount"], "is_night": (hour >= 22) | (hour < 6)}
 """
 
+WINDOWS = """
+from datetime import timedelta
+from fastfeat import Aggregation, WindowView
+
+payments = FeatureView("payments", entity=user, kind="event", schema=[Field("paid", "float64")])
+spending = WindowView("spending", source=payments, features=[Aggregation("paid", "sum", timedelta(hours=1))])
+"""
+
 ROWS = """user_id,event_timestamp,age,balance
 7,2026-03-02T00:00:00Z,41,120.0
 7,2026-03-06T00:00:00Z,41,80.5
@@ -256,7 +265,7 @@ ROWS = """user_id,event_timestamp,age,balance
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of the definitions above with the rows above, in its own process."""
     path = tmp_path_factory.mktemp("served") / "served_features.py"
-    path.write_text(DEFINITIONS + ON_DEMAND, encoding="utf-8")
+    path.write_text(DEFINITIONS + ON_DEMAND + WINDOWS, encoding="utf-8")
     rows = path.with_name("rows.csv")
     rows.write_text(ROWS, encoding="utf-8")
     with served(str(path), "--load", f"profile={rows}") as url:
@@ -300,7 +309,7 @@ def test_get_takes_request_fields_beside_the_keys(url: str, capsys: pytest.Captu
 
 def test_info_shows_what_the_server_holds(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = printed(["info", "--url", url], capsys)
-    assert all(text in shown for text in ("profile", "user_id", "scoring", "memory:"))
+    assert all(text in shown for text in ("profile", "user_id", "window views", "spending", "scoring", "memory:"))
     found = json.loads(printed(["info", "--json", "--url", url], capsys))
     assert found["views"]["profile"]["rows"] >= 3
     assert found["views"]["profile"]["entities"] >= 2

@@ -212,7 +212,8 @@ def answer_of(result: Result, columns: dict[str, list[Any]], at: int, row: Mappi
 def info(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show what a running server holds.
 
-    Views with their rows and entities, services, how much of the memory limit is used, and the state of its directory.
+    Views with their rows and entities, window and on-demand views, services, how much of the memory limit is used, and
+    the state of its directory.
 
     Example: fastfeat info --url fastfeat://127.0.0.1:7077
     """
@@ -233,6 +234,12 @@ def info(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
             for name, view in found["views"].items()
         ),
     )
+    if found.get("windows"):
+        print_table(
+            "window views",
+            ("view", "source", "features"),
+            ((name, view["source"], len(view["features"])) for name, view in found["windows"].items()),
+        )
     if found.get("on_demand"):
         print_table(
             "on-demand views",
