@@ -49,8 +49,8 @@ from .labels import Asked, Known, Labels, asked_of
 from .stored import StoredRows
 
 MEMORY_SIZE: Final = 1 << 30  # what a training set takes beside the store, about
-LABEL_SHARE: Final = 4  # of it: labels, what they ask, and their answers
-ROWS_SHARE: Final = 64  # of it: a chunk of rows as Arrow; the next one, copies on the way and blocks are ten times that
+LABEL_SHARE: Final = 6  # of it: labels, what they ask, and their answers
+ROWS_SHARE: Final = 192  # of it: a chunk of rows as Arrow; the next one, copies and blocks are many times that
 ASKED_SIZE: Final = 64  # bytes that a label takes beside its own columns and its answers
 VARIABLE_SIZE: Final = 64  # of an answer, taken for texts and lists, whose size nobody knows beforehand
 LABEL_ROWS_MAX: Final = 1 << 21
