@@ -20,7 +20,7 @@ TREE := $(wildcard fastfeat server examples tests benchmarks docs) pyproject.tom
 # Not about the core: a debug build has nothing to add to them.
 NOT_CORE := source install cli flights readme files faulty_files log log_controls places snapshot snapshot_faults \
   history history_faults history_controls inspection inspection_faults crash_loop crash_images durability_controls \
-  durable_cli flights_answers reclaim_model
+  durable_cli flights_answers reclaim_model windows_engines ondemand_faces ondemand_training window_model explain
 
 EXTRA := import sys, tomllib; \
   print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]]))
