@@ -139,6 +139,7 @@ LAST_IN_SQL = """
 """
 
 
+@pytest.mark.torture  # ten seconds; some of them are compared in test_windows_engines.py too
 def test_the_windows_of_all_flights_equal_those_of_duckdb(store: Store, flights: pa.Table, asked: Questions) -> None:
     """To the last bit: delays are whole minutes, so their sums are exact in any order."""
     early = asked.earlier(demo.LEAD)

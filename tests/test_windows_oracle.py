@@ -68,7 +68,9 @@ class ClientWindowMachine(WindowMachine):
     may_change = False  # a connection's plans mean what they meant when they were made
 
 
-@pytest.mark.parametrize("machine", [WindowMachine, DurableWindowMachine, ClientWindowMachine])
+@pytest.mark.parametrize(
+    "machine", [WindowMachine, pytest.param(DurableWindowMachine, marks=pytest.mark.torture), ClientWindowMachine]
+)
 def test_windows_are_those_of_the_oracle(machine: type[StoreMachine]) -> None:
     profile = settings()
     run_state_machine_as_test(machine, settings=settings(profile, max_examples=profile.max_examples // 3))
