@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "history": {"errors", "places"},
     "training": TYPES
     | {
+        "files",
         "schema",
         "_core",
         "applied",

@@ -38,6 +38,7 @@ from fastfeat import (
 from fastfeat.cli import app
 from fastfeat.definitions import definitions_from_list
 from fastfeat.dtypes import DType
+from fastfeat.files import Files
 from fastfeat.schema import View
 from fastfeat.times import TIME_MAX_US, TIME_MIN_US
 from fastfeat.training import join_bucket, joining, read_origin
@@ -436,6 +437,22 @@ def test_a_saved_set_says_what_it_is_of(tmp_path: Path) -> None:
         "data",
         "set.parquet",
     ]
+
+
+def test_a_saved_set_is_synced_before_it_has_its_name_and_its_name_after(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("sync", "rename", "sync_directory"):
+        real = getattr(Files, name)
+
+        def noted(self: Files, *given: Any, name: str = name, real: Any = real) -> None:
+            calls.append(name)
+            real(self, *given)
+
+        monkeypatch.setattr(Files, name, noted)
+    store.create_saved_dataset(tmp_path / "set.parquet", LABELS, "model")
+    assert calls == ["sync", "rename", "sync_directory"]
 
 
 def test_a_set_that_fails_leaves_no_file(store: Store, tmp_path: Path) -> None:

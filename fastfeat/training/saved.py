@@ -1,6 +1,6 @@
 """Saved sets: a training set as a Parquet file that says what it is of.
 
-    reader --batches--> .OUT.partial --rename--> OUT.parquet    metadata "fastfeat.training": the Origin as JSON
+    reader --batches--> temporary file --sync, rename--> OUT.parquet    metadata "fastfeat.training": the Origin as JSON
 
 Promise:  the file is there whole or not at all. It can be traced by its origin: the definitions its features were made
           by (and the sha256 of their canonical JSON), and the state of the store: version, position, known.
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from ..applied import Definitions
 from ..definitions import Definition, definitions_to_list
 from ..errors import DataError, StorageError
+from ..files import Files
 from ..schema import FeatureView, WindowView
 from .joining import Request
 
@@ -86,16 +88,20 @@ def canonical(value: Any) -> bytes:
 
 def save(reader: Any, path: Path, origin: Origin) -> Origin:
     """Write the set; the origin as the file has it. Raises StorageError, and what reading the set raises."""
-    partial = path.with_name(f".{path.name}.partial")
-    rows = 0
+    # Why a name of its own: two that save to one path at once must not write into one file.
+    partial, files, rows = path.with_name(f".{path.name}.{uuid4().hex}.partial"), Files(), 0
     try:
-        with pq.ParquetWriter(partial, reader.schema, compression="zstd") as writer:
-            for batch in reader:
-                writer.write_batch(batch)
-                rows += batch.num_rows
-            origin = replace(origin, rows=rows)
-            writer.add_key_value_metadata({KEY.decode(): json.dumps(asdict(origin))})
-        partial.replace(path)
+        with partial.open("wb") as file:
+            with pq.ParquetWriter(file, reader.schema, compression="zstd") as writer:
+                for batch in reader:
+                    writer.write_batch(batch)
+                    rows += batch.num_rows
+                origin = replace(origin, rows=rows)
+                writer.add_key_value_metadata({KEY.decode(): json.dumps(asdict(origin))})
+            file.flush()
+            files.sync(file.fileno())
+        files.rename(str(partial), str(path))
+        files.sync_directory(str(path.parent))
     except OSError as error:
         raise StorageError(f"{path} can't be written: {error}; look at the disk, or give another place") from error
     finally:
