@@ -236,7 +236,7 @@ def call(view: OnDemandFeatureView, inputs: Inputs) -> Mapping[str, Any]:
     try:
         with np.errstate(all="ignore"):  # nulls are NaN: what comes of them is no fault
             returned = view.function(inputs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a definition must not end the process that reads it
         raise DataError(
             f"{where}: its function failed over {len(inputs)} inputs, for {', '.join(names)}:"
             f" {type(error).__name__}: {error}"

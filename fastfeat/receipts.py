@@ -10,6 +10,7 @@ Errors:  DataError that says which part is wrong.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -66,8 +67,13 @@ class Receipt:
         return cls(**{**said, "features": tuple(features) if isinstance(features, list) else features})
 
     def to_json(self) -> str:
-        """The receipt as text, on one line; bytes of a request field as {"hex": ...}."""
-        return json.dumps(self.to_dict(), default=packed)
+        """The receipt as text, on one line; of a request field, bytes as {"hex": ...} and NaN as {"float": "nan"}."""
+        said = self.to_dict()
+        said["entities"] = {name: [packed(value) for value in values] for name, values in self.entities.items()}
+        try:
+            return json.dumps(said, allow_nan=False)
+        except TypeError as error:
+            raise fault(str(error)) from None
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -82,16 +88,21 @@ class Receipt:
 NAMES = tuple(field.name for field in fields(Receipt))
 
 
-def packed(value: object) -> dict[str, str]:
-    """JSON knows no bytes."""
+def packed(value: Any) -> Any:
+    """JSON knows no bytes, no NaN and no infinities."""
     if isinstance(value, bytes):
         return {"hex": value.hex()}
-    raise TypeError(f"a receipt holds no {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    return [packed(item) for item in value] if isinstance(value, list) else value
 
 
 def unpacked(said: dict[str, Any]) -> Any:
-    text = said.get("hex")
-    return bytes.fromhex(text) if len(said) == 1 and isinstance(text, str) else said
+    if len(said) == 1 and isinstance(said.get("hex"), str):
+        return bytes.fromhex(said["hex"])
+    if len(said) == 1 and isinstance(said.get("float"), str):
+        return float(said["float"])
+    return said
 
 
 def fault(why: str) -> DataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -427,6 +428,14 @@ def test_what_a_function_raises_names_the_view_and_is_the_cause() -> None:
     assert isinstance(caught.value.__cause__, KeyError)
 
 
+def test_a_function_that_would_end_the_process_is_an_error_of_its_view() -> None:
+    def leaves(inputs: Any) -> Any:
+        raise SystemExit(3)
+
+    with pytest.raises(DataError, match=r"view 'leaves': its function failed .*SystemExit: 3"):
+        one(leaves, [Field("y", "float64")])
+
+
 def test_a_function_can_not_change_what_it_reads() -> None:
     def changes(inputs: Any) -> Any:
         inputs["x"][0] = 7.0
@@ -778,6 +787,18 @@ def test_bytes_and_lists_of_a_request_are_in_its_receipt(tmp_path: Path) -> None
         receipt = Receipt.from_json(result.receipt.to_json())
         assert receipt == result.receipt == Receipt.from_dict(result.receipt.to_dict())
         assert store.replay(receipt).to_dict() == result.to_dict()
+
+
+def test_a_receipt_of_what_json_has_no_word_for_is_json_all_the_same() -> None:
+    held = [float("nan"), float("inf"), float("-inf"), [1.5, float("nan")], b"\xff"]
+    receipt = Receipt(("f:y",), 1, {"x": held}, NOW_US, None, 7)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    text = receipt.to_json()
+    json.loads(text, parse_constant=refuse)
+    assert repr(Receipt.from_json(text)) == repr(receipt)
 
 
 # A batch is its rows --------------------------------------------------------------------------------------------------
