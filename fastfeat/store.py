@@ -686,10 +686,17 @@ class Store:
         BeforeHistory (a store without a directory dropped what it may need), also while the reader is read.
         Source: docs/SEMANTICS.md, "Two clocks".
         """
+        return self._training_set(labels, features, known, event_time, progress, memory_bytes)[0]
+
+    def _training_set(
+        self, labels: object, features: Features, known: Known, event_time: str, progress: bool, memory_bytes: int
+    ) -> tuple[pa.RecordBatchReader, Origin]:
+        """A reader of the set, and what it is of, rows not yet counted."""
+        from .training.saved import origin_of
         from .training.sets import training_set
 
-        now, stored, _ = self._past_state()
-        return training_set(
+        now, stored, version = self._past_state()
+        reader, request = training_set(
             labels,
             features,
             now,
@@ -699,7 +706,9 @@ class Store:
             event_time=event_time,
             progress=progress,
             memory_bytes=memory_bytes,
-        )[0]
+        )
+        position = None if stored is None else stored[1]
+        return reader, origin_of(request, known, event_time, version, position, self._clock.now())
 
     def _past_state(self) -> tuple[Definitions, tuple[Storage, int] | None, int | None]:
         """The definitions; of a durable store also its position, and the version of the definitions."""
@@ -727,23 +736,9 @@ class Store:
         that the features were made by, their sha256, version and position of the store, the rows. Raises StorageError
         where the file can't be written.
         """
-        from .training.saved import origin_of, save
-        from .training.sets import training_set
+        from .training.saved import save
 
-        now, stored, version = self._past_state()
-        reader, request = training_set(
-            labels,
-            features,
-            now,
-            self._clock,
-            stored=stored,
-            known=known,
-            event_time=event_time,
-            progress=progress,
-            memory_bytes=memory_bytes,
-        )
-        position = None if stored is None else stored[1]
-        origin = origin_of(request, known, event_time, version, position, self._clock.now())
+        reader, origin = self._training_set(labels, features, known, event_time, progress, memory_bytes)
         return save(reader, Path(path), origin)
 
     def plan(self, features: Features) -> AnyPlan:
