@@ -57,7 +57,6 @@ cdef struct WindowFunction:
     uint32_t field            # of the answer's row: its null bit
     uint32_t offset           # of the cell there
     uint8_t function
-    uint8_t kind              # of that cell
     uint32_t n
     double q
 

@@ -508,7 +508,7 @@ cdef bint cells_room(WindowScratch* s, int64_t count) noexcept nogil:
     cells = realloc(s.cells, capacity * sizeof(void*))
     if cells != NULL:
         s.cells = <const uint8_t**>cells
-    keys = realloc(s.keys, 2 * capacity * 8)
+    keys = realloc(s.keys, capacity * 8)
     if keys != NULL:
         s.keys = <uint64_t*>keys
     if cells == NULL or keys == NULL:
@@ -560,10 +560,6 @@ cdef int64_t gather(
 
 
 # --- one entity, and a batch of them ---------------------------------------------------------------------------------
-
-cdef void image_clear(const WindowPlan* plan, uint8_t* image) noexcept nogil:
-    memset(image, 0, plan.image_stride)
-
 
 cdef void entity_windows(
     const WindowPlan* plan, WindowScratch* s, Timeline* t, int64_t entity, int64_t event_us, int64_t known_us,
@@ -652,7 +648,7 @@ cdef void windows_read(
             blocks_at[i - start] = first_block(view, hashes[i])
         for i in range(start, end):
             image = scratch.images + i * plan.image_stride
-            image_clear(plan, image)
+            memset(image, 0, plan.image_stride)
             (<uint64_t*>(image + plan.heap_offset))[0] = scratch.heap_size if plan.heap_offset else 0
             rows[i] = image
             event_times[i] = 0
@@ -879,7 +875,6 @@ cdef class Windows:
                 function = &self.plan.functions[f]
                 function.field = m
                 function.offset = self.layout.fields[m].offset
-                function.kind = self.layout.fields[m].kind
                 function.function = FUNCTIONS.index(aggregation.function)
                 function.n = aggregation.n or 0
                 function.q = aggregation.q or 0.0
