@@ -36,8 +36,7 @@ class DurableEventMachine(EventMachine, DurableMachine):
     pass
 
 
-TestEvents = EventMachine.TestCase
-TestEvents.pytestmark = [pytest.mark.torture]  # type: ignore[attr-defined]  # half a minute: not for every run
+TestEvents = pytest.mark.torture(EventMachine.TestCase)  # half a minute: not for every run
 
 
 @pytest.mark.torture
