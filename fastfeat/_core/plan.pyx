@@ -532,18 +532,23 @@ cdef class Plan:
         cdef Answer answer = self.begin(as_of, known_at)
         cdef uint32_t v = self.view_of[self.features.index(feature)]
         cdef uint32_t k = self.view.views[v].key
+        cdef bint is_whole = False
         cdef int pin
         windows = self.windows[v]
         if windows is None:
             return []
+        place = windows.features.index(feature.partition(":")[2])
         answer.request.set_one(entity_row)
         self.keys_ready(answer)
-        pin = self.pin()
-        spans = window_spans(
-            &windows.plan, windows.features.index(feature.partition(":")[2]), answer.scratch.hashes[k],
-            key_at(&answer.scratch.keys[k], 0), key_size(&answer.scratch.keys[k], 0), answer.event_us, answer.known_us,
-        )
-        self.unpin(pin)
+        while not is_whole:
+            pin = self.pin()
+            try:
+                spans = window_spans(
+                    &windows.plan, place, answer.scratch.hashes[k], key_at(&answer.scratch.keys[k], 0),
+                    key_size(&answer.scratch.keys[k], 0), answer.event_us, answer.known_us,
+                )
+            finally:
+                is_whole = self.unpin(pin)
         self.give_back(answer)
         return spans
 

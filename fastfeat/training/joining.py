@@ -222,7 +222,10 @@ class Workers:
 
     @contextmanager
     def one(self) -> Iterator[Worker]:
-        worker = self._free.pop() if self._free else Worker(self.join, self.seed)
+        try:  # Why not look first: between a look and the pop another thread may take the last one.
+            worker = self._free.pop()
+        except IndexError:
+            worker = Worker(self.join, self.seed)
         yield worker
         self._free.append(worker)
 
