@@ -97,7 +97,7 @@ REPORTED[3] = {
     "durable.redis_aof_everysec.ratio",
     "durable.redis_aof_everysec.ingest_ratio",
 }
-SLOW = {"concurrent", "server.open", "durable", "history", "shared.restart", "workers.load", "workers.scale"}
+QUICK = {"embedded", "load", "windows", "training.join"}  # in every run; the others in make torture and bench-smoke
 NEED_REDIS = {"embedded", "client", "server.rps", "server.open", "scale", "durable"}
 
 
@@ -148,7 +148,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "group", [pytest.param(group, marks=pytest.mark.torture if group in SLOW else ()) for group in GROUPS]
+    "group", [pytest.param(group, marks=() if group in QUICK else pytest.mark.torture) for group in GROUPS]
 )
 def test_the_group_measures_all_its_bars_and_prints_checksums(group: str, results: Path) -> None:
     if group in NEED_REDIS and shutil.which("redis-server") is None:
