@@ -608,3 +608,28 @@ def test_a_durable_store_answers_what_memory_dropped(tmp_path: Any) -> None:
         answers.store.compact()
         assert answers.window(over("sum", window=seconds(20)), 11) == 2.0
         answers.store.close()
+
+
+@pytest.mark.parametrize("order", ["forward", "backward", "shuffled"])
+def test_one_entity_at_many_moments_is_each_of_them_alone(answers: Answers, order: str) -> None:
+    """More ranges than places are remembered of, blocks in a directory, moments on and between the events."""
+    rng = np.random.default_rng(6)
+    times = np.sort(rng.integers(0, 3_000, 2_600))
+    answers.push(*[(float(at) / 10, {"x": float(i)}) for i, at in enumerate(times)])
+    windows = [
+        over("sum", window=seconds(w), delay=seconds(d), name=f"f{w}_{d}") for w in range(1, 40, 4) for d in (0, 9)
+    ]
+    answers.store.apply(WindowView("w", EVENTS, windows))
+    moments = START + rng.integers(-5, 3_400, 400) * SECOND // 10 + rng.integers(-1, 2, 400)
+    moments.sort()
+    moments = {"forward": moments, "backward": moments[::-1].copy(), "shuffled": rng.permutation(moments)}[order]
+    features = [f"w:{each.name}" for each in windows]
+    everything = np.full(len(moments), np.iinfo(np.int64).max)
+    keys = {"user_id": np.full(len(moments), 7)}
+    statuses, event_times, columns = answers.store.plan(features).columns_at(keys, moments, everything)
+    for i, moment in enumerate(moments.tolist()):
+        alone = answers.store.get_online_features(features, {"user_id": [7]}, as_of=moment)
+        assert statuses[0, i] == alone.statuses["w"][0]
+        assert event_times[0, i] == alone.event_times["w"][0]
+        found = [data[i] if valid[i] else None for valid, data, _ in columns]
+        assert found == [values[0] for values in alone.to_dict().values()]
