@@ -25,13 +25,13 @@ Function = Literal[
 ]
 FUNCTIONS: Final[tuple[Function, ...]] = get_args(Function)
 OPERATORS: Final = ("==", "!=", "<", "<=", ">", ">=", "in", "not in")
-CLOSED: Final = ("left", "right", "both", "neither")
+Closed = Literal["left", "right", "both", "neither"]
+CLOSED: Final[tuple[Closed, ...]] = get_args(Closed)
 N_MAX: Final = 1024  # of last_n and top_k: a feature is a small thing
 VALUES_MAX: Final = 64  # of one `in`
 MOMENTS: Final = frozenset({"sum", "mean", "std", "var", "quantile"})  # of numbers; a sum of timestamps has no meaning
 SCALARS: Final = frozenset({"min", "max", "top_k"})  # of what has an order and one cell
 
-Closed = Literal["left", "right", "both", "neither"]
 Condition = tuple[str, str, Any]
 
 

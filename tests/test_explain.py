@@ -21,6 +21,7 @@ from fastfeat import (
     WindowView,
     on_demand_feature_view,
 )
+from fastfeat.aggregation import CLOSED
 
 NOW_US = 1_700_000_000_000_000
 SECOND = 1_000_000
@@ -34,6 +35,10 @@ SPENDING = WindowView(
         Aggregation("amount", "sum", timedelta(seconds=20), name="total"),
         Aggregation("amount", "sum", timedelta(seconds=20), name="at_a", where=[("shop", "==", "a")]),
         Aggregation("amount", "count", timedelta(seconds=20), name="number", closed="both"),
+        *(
+            Aggregation("amount", "sum", timedelta(seconds=9), name=ends, closed=ends, delay=timedelta(seconds=2))
+            for ends in CLOSED
+        ),
     ],
 )
 
@@ -91,7 +96,7 @@ def test_a_window_names_every_row_that_did_not_count_and_why() -> None:
 @given(st.lists(st.tuples(st.integers(-25, 2), st.none() | st.floats(-100, 100), st.sampled_from("ab")), max_size=60))
 def test_the_rows_that_counted_make_the_value(rows: list[tuple[int, float | None, str]]) -> None:
     store = store_with(rows)
-    for name in ("total", "at_a"):
+    for name in ("total", "at_a", *CLOSED):
         found = store.explain(f"spending:{name}", {"user_id": 7})
         assert found.counted is not None
         counted = found.counted["amount"].to_pylist()

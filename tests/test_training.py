@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastfeat import (
+    Aggregation,
     BeforeHistory,
     DataError,
     Entity,
@@ -35,6 +36,7 @@ from fastfeat import (
     UnknownView,
     WindowView,
 )
+from fastfeat.aggregation import FUNCTIONS
 from fastfeat.cli import app
 from fastfeat.definitions import definitions_from_list
 from fastfeat.dtypes import DType
@@ -378,12 +380,39 @@ def test_a_bucket_is_joined_without_a_store() -> None:
     assert got.select(labels.schema.names).equals(labels)
 
 
+def test_an_event_sent_again_counts_once_for_every_chunk_of_labels(tmp_path: Path) -> None:
+    """The memory of one chunk is that of the next: nothing of what was known in it may stay."""
+    fields = [Field("id", "string", nullable=False), Field("x", "int64")]
+    view = FeatureView("v", USER, fields, kind="event", event_id="id")
+    windows = WindowView("w", view, [Aggregation("x", "sum", timedelta(seconds=1), name="sum")])
+    users, numbers = [i % 3 for i in range(600)], list(range(40))
+    times = pa.array([START_US + i for i in numbers], STAMP)
+    rows = pa.table(
+        {"user_id": users[:40], "event_timestamp": times, "id": [f"{i // 2}" for i in numbers], "x": numbers}
+    )
+    labels = pa.table({"user_id": users, "event_timestamp": pa.array([START_US + 50] * 600, STAMP)})
+    with Store.open(tmp_path / "data", capacity_bytes=32 << 20) as store:
+        store.apply(windows)
+        store.load(view, rows)
+        store.load(view, rows)
+        store.flush_history()
+        served = [store.get_feature_vector(["w:sum"], {"user_id": u}, as_of=START_US + 50)[0] for u in range(3)]
+        assert sum(served) == sum(range(40))
+        for size in (1, 1 << 30):
+            joined = store.get_historical_features(labels, ["w:sum"], memory_bytes=size).read_all()
+            assert joined.column("w:sum").to_pylist() == [served[i % 3] for i in range(600)]
+
+
 # --- leakage
 
 
 @given(data=st.data())
 def test_a_row_that_moves_to_after_the_label_is_as_if_it_were_not_there(data: st.DataObject) -> None:
-    view = FeatureView("v", USER, [Field("x", "int64")])
+    view = FeatureView("v", USER, [Field("x", "int64")], kind="event")
+    windows = WindowView(
+        "w", view, [Aggregation("x", function, timedelta(microseconds=6), closed="both") for function in FUNCTIONS[:10]]
+    )
+    features = ["v:x", *(f"w:{each.name}" for each in windows.features)]
     time = st.integers(START_US - 5, START_US + 5)
     rows = data.draw(st.lists(st.tuples(time, time), min_size=1, max_size=6))
     gone = data.draw(st.integers(0, len(rows) - 1))
@@ -393,7 +422,7 @@ def test_a_row_that_moves_to_after_the_label_is_as_if_it_were_not_there(data: st
 
     def vector(*, moved: bool) -> list[Any]:
         store = Store(4 << 20)
-        store.apply(view)
+        store.apply([view, windows])
         kept = [
             (i, later if i == gone else event, created) for i, (event, created) in enumerate(rows) if moved or i != gone
         ]
@@ -402,9 +431,9 @@ def test_a_row_that_moves_to_after_the_label_is_as_if_it_were_not_there(data: st
             table = {"user_id": [1] * len(kept), "x": [row[0] for row in kept]}
             stamps = {"event_timestamp": pa.array(events, STAMP), "known": pa.array(created, STAMP)}
             assert store.load(view, pa.table({**table, **stamps}), created_time="known").rejected == 0
-        served = store.get_historical_features(label, ["v:x"], known="as_served")
-        corrected = store.get_historical_features(label, ["v:x"], known="as_corrected")
-        return [each.read_all().column("v:x").to_pylist() for each in (served, corrected)]
+        served = store.get_historical_features(label, features, known="as_served")
+        corrected = store.get_historical_features(label, features, known="as_corrected")
+        return [each.read_all().select(features).to_pylist() for each in (served, corrected)]
 
     assert vector(moved=True) == vector(moved=False)
 

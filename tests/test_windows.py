@@ -633,3 +633,13 @@ def test_one_entity_at_many_moments_is_each_of_them_alone(answers: Answers, orde
         assert event_times[0, i] == alone.event_times["w"][0]
         found = [data[i] if valid[i] else None for valid, data, _ in columns]
         assert found == [values[0] for values in alone.to_dict().values()]
+
+
+def test_events_that_come_one_by_one_count_at_once(answers: Answers) -> None:
+    """In order into the room of the newest block, past many tiles and several blocks."""
+    answers.store.apply(WindowView("w", EVENTS, [over("sum", name="sum"), over("count", name="count")]))
+    for i in range(1, 2_200):
+        answers.push((i / 1_000, {"x": i / 8}))
+        if i % 7 == 0 or i < 40:
+            found = answers.store.get_feature_vector(["w:sum", "w:count"], {"user_id": 7}, as_of=START + 9 * SECOND)
+            assert found.tolist() == [i * (i + 1) / 16, i]
