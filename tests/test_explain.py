@@ -104,6 +104,16 @@ def test_the_rows_that_counted_make_the_value(rows: list[tuple[int, float | None
         assert sum(span.end - span.first for span in found.spans) >= len(counted)
 
 
+@pytest.mark.parametrize("ends", CLOSED)
+def test_the_rows_at_the_ends_of_a_window_count_as_it_says(ends: str) -> None:
+    store = store_with([(-12, 1.0, "a"), (-11, 2.0, "a"), (-10, 4.0, "a"), (-2, 8.0, "a"), (-1, 16.0, "a")])
+    found = store.explain(f"spending:{ends}", {"user_id": 7})
+    assert found.counted is not None
+    amounts = [2.0] * (ends in ("left", "both")) + [4.0] + [8.0] * (ends in ("right", "both"))
+    assert found.counted["amount"].to_pylist() == amounts
+    assert found.value == sum(amounts)
+
+
 def test_a_sum_of_many_rows_names_its_tiles() -> None:
     store = store_with([])
     rows = [{"user_id": 7, "event_timestamp": NOW_US - 10 * SECOND + i, "amount": 1.5, "shop": "a"} for i in range(100)]

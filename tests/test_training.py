@@ -399,7 +399,8 @@ def test_an_event_sent_again_counts_once_for_every_chunk_of_labels(tmp_path: Pat
         served = [store.get_feature_vector(["w:sum"], {"user_id": u}, as_of=START_US + 50)[0] for u in range(3)]
         assert sum(served) == sum(range(40))
         for size in (1, 1 << 30):
-            joined = store.get_historical_features(labels, ["w:sum"], memory_bytes=size).read_all()
+            parts = labels.to_reader(max_chunksize=100)
+            joined = store.get_historical_features(parts, ["w:sum"], memory_bytes=size).read_all()
             assert joined.column("w:sum").to_pylist() == [served[i % 3] for i in range(600)]
 
 
