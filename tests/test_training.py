@@ -381,23 +381,26 @@ def test_a_bucket_is_joined_without_a_store() -> None:
 
 
 def test_an_event_sent_again_counts_once_for_every_chunk_of_labels(tmp_path: Path) -> None:
-    """The memory of one chunk is that of the next: nothing of what was known in it may stay."""
+    """The memory of one chunk is that of the next: nothing of what was known in it may stay.
+
+    20 events twice: the index of ids has room for as many again, so that it is not made anew by itself.
+    """
     fields = [Field("id", "string", nullable=False), Field("x", "int64")]
     view = FeatureView("v", USER, fields, kind="event", event_id="id")
     windows = WindowView("w", view, [Aggregation("x", "sum", timedelta(seconds=1), name="sum")])
-    users, numbers = [i % 3 for i in range(600)], list(range(40))
+    users, numbers = [i % 3 for i in range(600)], list(range(60))
     times = pa.array([START_US + i for i in numbers], STAMP)
     rows = pa.table(
-        {"user_id": users[:40], "event_timestamp": times, "id": [f"{i // 2}" for i in numbers], "x": numbers}
+        {"user_id": users[:60], "event_timestamp": times, "id": [f"{i // 2}" for i in numbers], "x": numbers}
     )
-    labels = pa.table({"user_id": users, "event_timestamp": pa.array([START_US + 50] * 600, STAMP)})
+    labels = pa.table({"user_id": users, "event_timestamp": pa.array([START_US + 70] * 600, STAMP)})
     with Store.open(tmp_path / "data", capacity_bytes=32 << 20) as store:
         store.apply(windows)
         store.load(view, rows)
         store.load(view, rows)
         store.flush_history()
-        served = [store.get_feature_vector(["w:sum"], {"user_id": u}, as_of=START_US + 50)[0] for u in range(3)]
-        assert sum(served) == sum(range(40))
+        served = [store.get_feature_vector(["w:sum"], {"user_id": u}, as_of=START_US + 70)[0] for u in range(3)]
+        assert sum(served) == sum(numbers)
         for size in (1, 1 << 30):
             parts = labels.to_reader(max_chunksize=100)
             joined = store.get_historical_features(parts, ["w:sum"], memory_bytes=size).read_all()
