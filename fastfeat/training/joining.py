@@ -203,7 +203,8 @@ class Worker:
         """Make room for rows of that many bytes of Arrow."""
         capacity = CAPACITY_MIN + CAPACITY_FACTOR * size
         if capacity > self._table.arena.capacity:
-            self._begin(capacity)
+            # Twice, which is reserved and not used: or each partition a little larger than the last would begin anew.
+            self._begin(2 * capacity)
         else:
             self._table.clear()
 
