@@ -121,7 +121,7 @@ CORE_ORDER = (
     {"timeline", "request", "ordering"},
     {"tiles"},
     {"aggregates"},
-    {"windows"},
+    {"windows", "window_views"},
     {"builder", "cells"},
     {"entity"},
     {"writer"},

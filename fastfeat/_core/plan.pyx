@@ -34,7 +34,8 @@ from .request cimport Request
 from .status cimport BEFORE_HISTORY, TORN
 from .table cimport Clock, Table
 from .timeline cimport TableView, keys_hash
-from .windows cimport Windows, scratch_begin, scratch_free, window_spans
+from .window_views cimport Windows
+from .windows cimport scratch_begin, scratch_free, window_spans
 from .values import TIME_MAX_US, TIME_MIN_US
 
 cnp.import_array()

@@ -1,17 +1,8 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from .aggregates cimport WindowPlan, WindowScratch
-from .columns cimport KeyView, RowLayout
+from .columns cimport KeyView
 from .timeline cimport TableView
-
-cdef class Windows:
-    cdef WindowPlan plan
-    cdef TableView answer         # of the answers' rows: no arena, heaps at addresses
-    cdef RowLayout layout         # of the answers
-    cdef object source            # keeps the source's table alive
-    cdef readonly str name
-    cdef readonly tuple features
-    cdef list texts               # keeps constants' bytes alive
 
 # A window view's answers for entities [low, high), each at times of its own; `rows[i]` is its answer. The caller holds
 # a pin.
