@@ -291,6 +291,12 @@ def test_labels_that_cannot_be_asked_are_refused(store: Store, labels: Any, says
         store.get_historical_features(labels, "model").read_all()
 
 
+@pytest.mark.parametrize("memory_bytes", [0, -1, True, "1 GiB", 1e9])
+def test_memory_that_is_no_number_of_bytes_is_refused(store: Store, memory_bytes: Any) -> None:
+    with pytest.raises(DataError, match="give how many bytes the training set may take"):
+        store.get_historical_features(LABELS, "model", memory_bytes=memory_bytes)
+
+
 def test_what_is_not_applied_is_refused_before_anything_is_read(store: Store) -> None:
     with pytest.raises(UnknownView):
         store.get_historical_features(LABELS, "nobody")

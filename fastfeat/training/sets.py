@@ -26,6 +26,7 @@ from .._core.plan import Plan
 from .._core.table import Clock
 from ..applied import Definitions
 from ..durable import Storage
+from ..errors import DataError
 from ..history.history import BUCKETS, bucket_of
 from ..history.rowfile import key_at, key_range
 from ..report import ignore_rows, load_progress
@@ -173,6 +174,8 @@ def training_set(
     stored: a durable store's storage and the position to read.
     """
     check_known(known)
+    if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, int) or memory_bytes < 1:
+        raise DataError(f"memory_bytes is {memory_bytes!r}; give how many bytes the training set may take, as 1 << 30")
     request = request_of(features, definitions)
     examples = Labels(labels, request.keys, event_time)
     check_labels(examples.schema, request, event_time)
