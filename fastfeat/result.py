@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._core.matrix import matrix_fill
 from .dtypes import DType
 from .errors import DataError, UnknownFeature
 from .status import Status
@@ -105,13 +106,7 @@ class Result:
             if width == 0:
                 raise DataError(f"feature {name!r} is {kind} and has no float form; leave it out or use to_arrow()")
         matrix = np.empty((len(self), sum(widths)), target)
-        at = 0
-        with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes an infinity, as in any cast
-            for width, (valid, data, _) in zip(widths, self.columns, strict=True):
-                block = matrix[:, at : at + width]
-                block[...] = data.reshape(block.shape)
-                block[valid == 0] = np.nan
-                at += width
+        matrix_fill(matrix, self.columns, tuple(widths))
         return matrix
 
     def to_arrow(self) -> Any:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from fastfeat import DataError, Status, UnknownFeature
+from fastfeat._core.matrix import matrix_fill
 from fastfeat.dtypes import DType
 from fastfeat.result import Column, Result
 
@@ -126,6 +127,37 @@ def test_matrix_refuses_a_feature_without_a_float_form_by_name() -> None:
 def test_matrix_refuses_a_dtype_that_cannot_hold_a_missing_value() -> None:
     with pytest.raises(DataError, match="int64"):
         result_of(["int64"]).to_numpy("int64")
+
+
+def extremes(dtype: str, count: int) -> np.ndarray[Any, Any]:
+    """Numbers of a type, the greatest, the least and those between at random bits."""
+    bits = np.random.default_rng(7).integers(0, 256, count * np.dtype(dtype).itemsize, dtype=np.uint8).view(dtype)
+    limits = np.finfo(dtype) if bits.dtype.kind == "f" else np.iinfo(dtype)
+    bits[:2] = limits.min, limits.max
+    return np.where(np.isnan(bits), 0, bits)
+
+
+@pytest.mark.parametrize("target", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32"])
+@pytest.mark.parametrize("count", [2, 300])
+def test_a_matrix_is_the_cast_of_every_column(dtype: str, target: str, count: int) -> None:
+    one, pair = extremes(dtype, count), extremes(dtype, 2 * count).reshape(count, 2)
+    valid = (np.arange(count) % 3 != 1).astype(np.uint8)
+    wide = np.zeros(8 * count + 1, np.uint8)[1:].view("float64")  # as it lies in a reply: at any address
+    wide[:] = extremes("float64", count)
+    out = np.empty((count, 4), target)
+    matrix_fill(out, [(valid, one, None), (valid, pair, None), (valid, wide, None)], (1, 2, 1))
+    with np.errstate(over="ignore"):
+        expected = np.column_stack([one.astype(target), pair.astype(target), wide.astype(target)])
+    expected[valid == 0] = np.nan
+    assert out.tobytes() == expected.tobytes()
+
+
+def test_a_column_that_does_not_fill_a_matrix_is_refused() -> None:
+    out, valid = np.empty((3, 1)), np.ones(3, np.uint8)
+    for data in (np.zeros(2), np.zeros(3, complex), np.zeros(3, object)):
+        with pytest.raises(TypeError, match="a column of"):
+            matrix_fill(out, [(valid, data, None)], (1,))
 
 
 def test_statuses_and_event_times_are_per_view() -> None:
