@@ -1,7 +1,7 @@
 """Request fields: the values that come with the entities of a read, checked and as columns.
 
     entity_rows    [{"user_id": 7, "amount": 12.5}, ...] or {"user_id": [...], "amount": [...]}
-        --column_of--> (valid, data, offsets) per field, as in result.py
+        --RequestReader, made once per plan--> (valid, data, offsets) per field, as in result.py
         --plain_values--> Python values, for a receipt and for the wire
 
 Promise: the rules of a push hold for Python values and those of a load for Arrow: what would change a value is refused.
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ._core.values import encode_column
-from .dtypes import SCALAR_WIDTH, DType
+from ._core.values import ColumnReader, null_at
+from .dtypes import DType
 from .errors import DataError
 from .result import python_values
 from .times import TIME_MAX_US, TIME_MIN_US
@@ -36,49 +36,61 @@ INTEGERS: Final = {
     **{f"int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
     **{f"uint{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
 }
-# What an array of exactly this dtype holds fits: nothing is to be checked. (Never ==: None is float64 to NumPy.)
-PLAIN: Final = {name: np.dtype(name) for name in SCALAR_WIDTH if name != "timestamp"}
 PLAIN_TIME: Final = "int64"  # a timestamp as plain values have it: microseconds since 1970 UTC
 
 
-def read_request(fields: Sequence[Field], entity_rows: Any) -> dict[str, Column]:
-    """The fields of every entity. Raises DataError: missing, of another type, null where that is not allowed."""
-    out: dict[str, Column] = {}
-    for field in fields:
-        what = f"request field {field.name!r}"
-        out[field.name] = column = column_of(field.dtype, values_of(field.name, fields, entity_rows), what)
-        first = next(iter(out))
-        if len(column[0]) != len(out[first][0]):
-            raise DataError(
-                f"{what} has {len(column[0])} values, {first!r} has {len(out[first][0])}; give columns of equal length"
-            )
-        if not field.nullable and not column[0].all():
-            raise DataError(f"{what}: entity {int(np.argmin(column[0]))} is null; it is declared with nullable=False")
-    return out
+class RequestReader:
+    """What callers give for these fields, as columns. Made once per plan: a read is a matter of microseconds."""
 
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self.fields = tuple(fields)
+        self._readers = [
+            (field.name, field.nullable, ColumnReader(field.dtype, f"request field {field.name!r}")) for field in fields
+        ]
 
-def values_of(name: str, fields: Sequence[Field], entity_rows: Any) -> Any:
-    """What the caller gave for one field."""
-    if isinstance(entity_rows, Mapping):
-        if name not in entity_rows:
-            raise missing(name, fields, "")
-        return entity_rows[name]
-    if isinstance(entity_rows, (str, bytes)) or not hasattr(entity_rows, "__len__"):
-        raise DataError(
-            f"entity_rows is {type(entity_rows).__name__}; give a list of dicts or a dict of columns of keys and"
-            f" {listed(fields)}"
-        )
-    values = []
-    for i, row in enumerate(entity_rows):
-        try:
-            values.append(row[name])
-        except (KeyError, TypeError, IndexError):
-            if not isinstance(row, Mapping):
+    def read(self, entity_rows: Any) -> dict[str, Column]:
+        """The fields of every entity. Raises DataError: missing, of another type, null where that is not allowed."""
+        is_columns = type(entity_rows) is not list and isinstance(entity_rows, Mapping)
+        out: dict[str, Column] = {}
+        count = -1
+        for name, nullable, reader in self._readers:
+            values = self._of_columns(name, entity_rows) if is_columns else self._of_rows(name, entity_rows)
+            out[name] = column = read_column(reader, values)
+            given = len(column[0])
+            if given != count and count >= 0:
                 raise DataError(
-                    f"entity {i} is {type(row).__name__}, not a dict of keys and {listed(fields)}"
-                ) from None
-            raise missing(name, fields, f"entity {i}: ") from None
-    return values
+                    f"{reader.what} has {given} values, {self.fields[0].name!r} has {count}; give columns of equal"
+                    " length"
+                )
+            count = given
+            if not nullable and (at := null_at(column[0])) >= 0:
+                raise DataError(f"{reader.what}: entity {at} is null; it is declared with nullable=False")
+        return out
+
+    def _of_columns(self, name: str, columns: Mapping[str, Any]) -> Any:
+        if name not in columns:
+            raise missing(name, self.fields, "")
+        return columns[name]
+
+    def _of_rows(self, name: str, rows: Any) -> list[Any]:
+        if type(rows) is not list and (isinstance(rows, (str, bytes)) or not hasattr(rows, "__len__")):
+            raise DataError(
+                f"entity_rows is {type(rows).__name__}; give a list of dicts or a dict of columns of keys and"
+                f" {listed(self.fields)}"
+            )
+        try:
+            return [row[name] for row in rows]
+        except (KeyError, TypeError, IndexError):
+            raise self._fault(name, rows) from None
+
+    def _fault(self, name: str, entity_rows: Any) -> DataError:
+        """Which of the rows does not have the field."""
+        for i, row in enumerate(entity_rows):
+            if not isinstance(row, Mapping):
+                return DataError(f"entity {i} is {type(row).__name__}, not a dict of keys and {listed(self.fields)}")
+            if name not in row:
+                return missing(name, self.fields, f"entity {i}: ")
+        return missing(name, self.fields, "")  # of rows that are not the same twice
 
 
 def missing(name: str, fields: Sequence[Field], which: str) -> DataError:
@@ -107,8 +119,8 @@ def plain_values(dtype: DType, column: Column) -> list[Any]:
 def wire_values(dtype: DType, column: Column, start: int, stop: int) -> list[Any] | bytes:
     """The entities [start, stop) of a column as a GET carries them: packed numbers, or plain values."""
     valid, data, offsets = column
-    if dtype.is_scalar_number and valid[start:stop].all():
-        return data[start:stop].astype(data.dtype.newbyteorder("<")).tobytes()
+    if dtype.is_scalar_number and null_at(valid[start:stop]) < 0:
+        return data[start:stop].tobytes()  # little-endian, as every machine that fastfeat runs on
     part = offsets if offsets is None else offsets[start : stop + 1]
     return plain_values(dtype, (valid[start:stop], data if offsets is not None else data[start:stop], part))
 
@@ -132,18 +144,22 @@ def values_of_wire(dtype: DType, part: Any, what: str) -> Any:
 
 def column_of(dtype: DType, values: Any, what: str) -> Column:
     """Values of any form as a column of the type. Raises DataError that begins with `what`."""
-    if type(values) is list:
-        return encode_column(dtype, values, what)
-    if type(values) is np.ndarray and values.ndim == 1 and values.dtype is PLAIN.get(dtype.name):
-        data: NDArray[Any] = np.array(values, order="C")
-        return np.ones(len(data), np.uint8), data.view(np.uint8) if dtype.name == "bool" else data, None
+    return read_column(ColumnReader(dtype, what), values)
+
+
+def read_column(reader: ColumnReader, values: Any) -> Column:
+    """As column_of; what needs no conversion is read natively."""
+    column = reader.read(values)
+    if column is not None:
+        return column
+    dtype, what = reader.dtype, reader.what
     if isinstance(values, np.ndarray):
         return array_column(dtype, values, what)
     if hasattr(values, "__arrow_c_array__") or hasattr(values, "__arrow_c_stream__"):
         return arrow_column(dtype, values, what)
     if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
         raise DataError(f"{what}: {type(values).__name__} is not a column; give a list or an array of {dtype}")
-    return encode_column(dtype, values, what)
+    return reader.read_list(list(values))
 
 
 def array_column(dtype: DType, values: NDArray[Any], what: str) -> Column:
@@ -152,7 +168,7 @@ def array_column(dtype: DType, values: NDArray[Any], what: str) -> Column:
     if dtype.is_variable or values.dtype.kind == "O":
         if values.ndim < 1 or (values.ndim > 1 and dtype.element is None):
             raise DataError(f"{what}: an array of {values.ndim} dimensions is not a column of {dtype}")
-        return encode_column(dtype, unmasked(values), what)
+        return ColumnReader(dtype, what).read_list(unmasked(values))
     if values.ndim != dimensions or (dtype.name == "vector" and values.shape[1] != dtype.size):
         raise DataError(f"{what}: an array of shape {values.shape} is not a column of {dtype}, one value per entity")
     valid = np.ones(len(values), np.uint8)
@@ -220,7 +236,7 @@ def arrow_column(dtype: DType, values: Any, what: str) -> Column:
     if dtype.element == "timestamp":  # which Python's datetime does not reach everywhere in Arrow
         cells = cells.cast(pa.list_(pa.int64()))
     if not dtype.is_scalar_number:
-        return encode_column(dtype, cells.to_pylist(), what)
+        return ColumnReader(dtype, what).read_list(cells.to_pylist())
     valid = cells.is_valid().to_numpy(zero_copy_only=False).view(np.uint8)
     if dtype.name == "bool":
         return valid, cells.fill_null(False).to_numpy(zero_copy_only=False).view(np.uint8), None

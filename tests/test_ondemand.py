@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
@@ -217,6 +218,26 @@ def test_the_same_plan_answers_entities_at_times_of_their_own(store: Store) -> N
                 assert whole[1][i : i + 1].tobytes() == single[1].tobytes()
     with pytest.raises(DataError, match="as_of has 2 times for 3 entities"):
         plan.columns_at(rows, at[:2], known)
+
+
+def test_a_read_leaves_nothing_to_the_garbage_collector(store: Store) -> None:
+    def read() -> None:
+        store.get_online_features("scoring", ROWS)
+        store.get_feature_vector(["spending:share", "spending:years"], ROWS[1])
+
+    read()  # and make the plans
+    gc.collect()
+    gc.disable()
+    try:
+        read()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+def test_a_matrix_of_other_types_is_refused(store: Store) -> None:
+    with pytest.raises(DataError, match="not float64 or float32; read columns"):
+        store.get_feature_vectors(["spending:share"], ROWS, out=np.empty((5, 1), "int32"))
 
 
 def test_no_entities_are_an_answer_and_no_call(store: Store) -> None:

@@ -352,14 +352,14 @@ def test_clients_send_no_definitions(store: Store) -> None:
 def test_a_slow_function_does_not_hold_up_others(store: Store) -> None:
     gate = threading.Event()
     plan = store.plan(NIGHT)
-    view = plan._functions[0]  # type: ignore[union-attr]
-    function = view.function
+    (call,) = plan._computation._calls  # type: ignore[union-attr]
+    function = call._function
 
     def slow(inputs: Any) -> Any:
         assert gate.wait(20)
         return function(inputs)
 
-    object.__setattr__(view, "_function", slow)
+    call._function = slow
     try:
         with serving(store) as server, connect(server.url) as client, connect(server.url) as other:
             answers: list[Any] = []
@@ -377,7 +377,7 @@ def test_a_slow_function_does_not_hold_up_others(store: Store) -> None:
             assert answers[0].to_dict() == {NIGHT[0]: [True]}
     finally:
         gate.set()
-        object.__setattr__(view, "_function", function)
+        call._function = function
 
 
 # Several processes ----------------------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ cdef int64_t time_max = TIME_MAX_US
 
 FLOAT64_TYPE = np.dtype("float64")
 NUMPY_OF_KIND = ("u1", "<i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f4", "<f8", "<i8")
+cdef int[12] numpy_number = [np.dtype(name).num for name in NUMPY_OF_KIND]
 
 
 cdef void* zeroed(size_t count, size_t size) except NULL:
@@ -426,10 +427,14 @@ cdef class Plan:
 
     cdef int resolve(self, Answer answer) except -1:
         """Find every row; the caller holds a pin and keeps it while it reads them."""
+        cdef int64_t count = answer.request.count
         self.keys_ready(answer)
         self.windows_ready(answer)
-        with nogil:
-            read_group(&self.view, &answer.scratch, answer.request.count, 0, answer.request.count)
+        if count < RELEASE_MIN:
+            read_group(&self.view, &answer.scratch, count, 0, count)
+        else:
+            with nogil:
+                read_group(&self.view, &answer.scratch, count, 0, count)
         self.check_history(answer)
         return self.finish_windows(answer)
 
@@ -569,6 +574,9 @@ cdef class Plan:
     cdef object read_columns(self, Answer answer, object size_max):
         cdef bint is_whole = False
         cdef int pin
+        cdef cnp.npy_intp[2] shape
+        cdef cnp.ndarray statuses
+        cdef cnp.ndarray event_times
         while not is_whole:
             pin = self.pin()
             try:
@@ -581,11 +589,11 @@ cdef class Plan:
                     raise
             else:
                 is_whole = self.unpin(pin)
-        shape = (self.view.views_count, answer.request.count)
-        statuses = np.empty(shape, np.uint8)
-        event_times = np.empty(shape, np.int64)
-        memcpy(cnp.PyArray_DATA(statuses), answer.scratch.statuses, statuses.nbytes)
-        memcpy(cnp.PyArray_DATA(event_times), answer.scratch.event_times, event_times.nbytes)
+        shape[0], shape[1] = self.view.views_count, answer.request.count
+        statuses = cnp.PyArray_SimpleNew(2, shape, cnp.NPY_UINT8)
+        event_times = cnp.PyArray_SimpleNew(2, shape, cnp.NPY_INT64)
+        memcpy(cnp.PyArray_DATA(statuses), answer.scratch.statuses, cnp.PyArray_NBYTES(statuses))
+        memcpy(cnp.PyArray_DATA(event_times), answer.scratch.event_times, cnp.PyArray_NBYTES(event_times))
         self.give_back(answer)
         return statuses, event_times, columns
 
@@ -595,12 +603,14 @@ cdef class Plan:
         cdef const uint8_t** rows = answer.scratch.rows + feature.view * count
         cdef const TableView* table = self.view.views[feature.view].table
         cdef uint64_t size
-        valid = np.empty(count, np.uint8)
+        cdef cnp.npy_intp[2] shape = [count, feature.size]
+        cdef cnp.ndarray valid = cnp.PyArray_SimpleNew(1, shape, cnp.NPY_UINT8)
+        cdef cnp.ndarray data
+        cdef int dimensions
         column_valid(feature, rows, count, <uint8_t*>cnp.PyArray_DATA(valid))
         if feature.kind < STRING or feature.kind == VECTOR:
-            data = np.empty(count * feature.size, NUMPY_OF_KIND[feature.element_kind])
-            if feature.kind == VECTOR:
-                data = data.reshape(count, feature.size)
+            dimensions = 2 if feature.kind == VECTOR else 1
+            data = cnp.PyArray_SimpleNew(dimensions, shape, numpy_number[feature.element_kind])
             column_fixed(feature, rows, count, <uint8_t*>cnp.PyArray_DATA(data))
             return valid, data, None
         offsets = np.empty(count + 1, np.uint32)

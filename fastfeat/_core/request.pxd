@@ -31,6 +31,7 @@ cdef class Request:
     cdef RowBatch batch       # whose keys are the request's, or None: columns hold them
     cdef int set_one(self, object row) except -1
     cdef int set_rows(self, object entity_rows) except -1
+    cdef int set_list(self, list entity_rows) except -1
     cdef int set_wire(self, Reader* reader) except -1
     cdef int set_batch(self, RowBatch batch) except -1
     cdef int keys(self, Py_ssize_t which, const int32_t* columns, Py_ssize_t columns_count, KeyView* view) except -1

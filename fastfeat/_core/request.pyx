@@ -132,9 +132,10 @@ cdef class Request:
     cdef int set_rows(self, object entity_rows) except -1:
         """Entities: a list of dicts, a dict of columns of equal length, or a batch of keys (keys_batch)."""
         cdef Py_ssize_t c
-        cdef int64_t i
         self.kept.clear()
         self.batch = None
+        if type(entity_rows) is list:           # whether it is a Mapping takes as long as one entity
+            return self.set_list(entity_rows)
         if isinstance(entity_rows, RowBatch):
             return self.set_batch(entity_rows)
         if isinstance(entity_rows, dict) or isinstance(entity_rows, Mapping):
@@ -148,8 +149,14 @@ cdef class Request:
                 f"entity_rows is {type(entity_rows).__name__}; give a list of dicts or a dict of columns of"
                 f" {', '.join(self.names)}"
             )
-        # Why a copy: a row's own __getitem__ may change the caller's list, and __len__ need not tell the truth.
-        cdef list rows = list(entity_rows)
+        return self.set_list(list(entity_rows))
+
+    cdef int set_list(self, list entity_rows) except -1:
+        """Entities: dicts of join key -> value."""
+        cdef Py_ssize_t c
+        cdef int64_t i
+        # Why a copy: a row's own __getitem__ may change the caller's list.
+        cdef list rows = entity_rows[:]
         self.count = len(rows)
         for c in range(self.columns_count):
             self.room(c, self.count)

@@ -9,12 +9,13 @@ Errors:  DataError names view, row, field, what was wrong and the remedy.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from libc.stdint cimport (
     INT16_MAX, INT16_MIN, INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN, INT8_MAX, INT8_MIN, UINT16_MAX, UINT32_MAX,
     UINT8_MAX, int64_t, uint8_t, uint32_t, uint64_t,
 )
 from libc.stdlib cimport calloc, malloc, realloc
-from libc.string cimport memcpy
+from libc.string cimport memchr, memcpy, memset
 
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -42,12 +43,15 @@ cdef int64_t time_min = TIME_MIN_US
 cdef int64_t time_max = TIME_MAX_US
 cdef uint32_t key_size_max = KEY_SIZE_MAX
 cdef uint64_t heap_size_max = HEAP_SIZE_MAX
+cdef int64_t WHOLE_MAX = 1 << 53         # up to which every integer is a float64
 
 
 # --- scalars from Python ---------------------------------------------------------------------------------------------
 
 cdef int64_t us_of(value) except? -1:
     """Microseconds since 1970 UTC of an aware datetime or an int. Raises DataError; the caller says where."""
+    if type(value) is int:
+        return checked_us(value)
     if isinstance(value, datetime):
         if value.tzinfo is None or value.utcoffset() is None:
             raise DataError(f"datetime {value} has no zone; add one, such as tzinfo=timezone.utc")
@@ -91,8 +95,14 @@ cdef tuple INT_NAME = (None, "int8", "int16", "int32", "int64", "uint8", "uint16
 
 cdef double real_number(value, str type_name) except? -1.0:
     cdef double real
+    cdef int64_t whole
+    cdef int overflow
     if type(value) is float:
         return value
+    if type(value) is int:
+        whole = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if not overflow and -WHOLE_MAX <= whole <= WHOLE_MAX:
+            return <double>whole
     if isinstance(value, (bool, str, bytes)) or type(value).__name__ == "bool":
         raise DataError(f"{value!r} is {type(value).__name__}, not {type_name}")
     try:
@@ -120,7 +130,7 @@ cdef int scalar_encode(uint8_t kind, value, uint8_t* cell) except -1:
             raise DataError(f"{value!r} is too large for float32; declare the field float64")
         memcpy(cell, &single, 4)
     elif kind == BOOL:
-        if type(value).__name__ not in ("bool", "bool_"):
+        if value is not True and value is not False and type(value).__name__ not in ("bool", "bool_"):
             raise DataError(f"{value!r} is {type(value).__name__}, not bool")
         cell[0] = 1 if value else 0
     elif kind == TIMESTAMP:
@@ -195,36 +205,109 @@ cdef int vector_encode(FieldView* field, value, uint8_t* cell) except -1:
 
 # --- columns ---------------------------------------------------------------------------------------------------------
 
-def encode_column(dtype, values, str what not None):
-    """Values of one type, None for a null, as a column of the answer to a read: (valid, data, offsets), see plan.pyx.
+cdef class ColumnReader:
+    """Values of one type as a column of the answer to a read: (valid, data, offsets), see plan.pyx.
 
-    Raises DataError that begins with `what` and names the entity, by its place.
+    what: begins the message of every DataError that is raised.
     """
-    # Why a copy: `data` has room for so many, and a value's own code may change the caller's list.
-    cdef list copied = list(values)
-    cdef int64_t count = len(copied)
-    cdef int64_t i
+
+    cdef readonly object dtype
+    cdef readonly str what
     cdef FieldView field
-    valid = np.fromiter((value is not None for value in copied), np.uint8, count)
-    if dtype.is_variable:
-        return valid, *encode_texts(dtype, copied, what)
-    field.size = dtype.size
-    field.element_kind = dtype.element_kind
-    field.width = dtype.width
-    field.element_width = field.width // max(field.size, 1)
-    data = np.zeros((count, dtype.size) if dtype.element else count, "u1" if dtype.name == "bool" else dtype.numpy)
-    cdef uint8_t* at = <uint8_t*>cnp.PyArray_DATA(data)
-    for i, value in enumerate(copied):
-        if value is None:
-            continue
+    cdef bint is_scalar
+    cdef bint is_variable
+    cdef int data_type         # NumPy's number of the column's type,
+    cdef int array_type        # and of arrays that are of it
+
+    def __init__(self, dtype, str what not None):
+        self.dtype = dtype
+        self.what = what
+        self.field.kind = dtype.kind
+        self.field.size = dtype.size
+        self.field.element_kind = dtype.element_kind
+        self.field.width = dtype.width
+        self.field.element_width = self.field.width // max(self.field.size, 1)
+        self.is_variable = dtype.is_variable
+        self.data_type = cnp.NPY_UINT8 if dtype.name == "bool" or self.is_variable else np.dtype(dtype.numpy).num
+        self.array_type = cnp.NPY_BOOL if dtype.name == "bool" else self.data_type
+        self.is_scalar = dtype.is_scalar_number
+
+    def read(self, values):
+        """The column of a list, None for a null, or of an array of this very type.
+
+        None: the values are neither. Errors name the entity by its place.
+        """
+        if type(values) is list:
+            return self.read_list(values)
+        if cnp.PyArray_CheckExact(values):
+            return self.read_array(<cnp.ndarray>values)
+        return None
+
+    cpdef tuple read_list(self, list values):
+        """The column of a list, None for a null."""
+        # Why a copy: `data` has room for so many, and a value's own code may change the caller's list.
+        cdef list copied = values[:]
+        cdef int64_t count = len(copied)
+        cdef int64_t i = 0
+        cdef cnp.npy_intp[2] shape = [count, self.field.size]
+        cdef cnp.ndarray valid = cnp.PyArray_SimpleNew(1, shape, cnp.NPY_UINT8)
+        cdef uint8_t* is_there = <uint8_t*>cnp.PyArray_DATA(valid)
+        cdef cnp.ndarray data
+        cdef uint8_t* at
+        for i in range(count):
+            is_there[i] = copied[i] is not None
+        if self.is_variable:
+            return valid, *encode_texts(self.dtype, copied, self.what)
+        data = cnp.PyArray_ZEROS(1 if self.is_scalar else 2, shape, self.data_type, 0)
+        at = <uint8_t*>cnp.PyArray_DATA(data)
         try:
-            if dtype.element:
-                vector_encode(&field, value, at + i * field.width)
-            else:
-                scalar_encode(field.element_kind, value, at + i * field.width)
+            for i in range(count):
+                if not is_there[i]:
+                    continue
+                if self.is_scalar:
+                    scalar_encode(self.field.kind, copied[i], at + i * self.field.width)
+                else:
+                    vector_encode(&self.field, copied[i], at + i * self.field.width)
         except DataError as error:
-            raise DataError(f"{what}: entity {i}: {error}") from None
-    return valid, data, None
+            raise DataError(f"{self.what}: entity {i}: {error}") from None
+        return valid, data, None
+
+    cdef tuple read_array(self, cnp.ndarray values):
+        """A copy: the array may be the caller's, and an answer stays as it is."""
+        cdef cnp.npy_intp count
+        cdef cnp.ndarray data
+        cdef cnp.ndarray valid
+        if (not self.is_scalar or cnp.PyArray_NDIM(values) != 1 or cnp.PyArray_TYPE(values) != self.array_type
+                or not cnp.PyArray_ISNOTSWAPPED(values)):
+            return None
+        count = cnp.PyArray_DIM(values, 0)
+        data = cnp.PyArray_NewCopy(values, cnp.NPY_CORDER)
+        if self.field.kind == TIMESTAMP and not are_times(<const int64_t*>cnp.PyArray_DATA(data), count):
+            return None                # whoever converts what is not of the type says what is wrong
+        if self.field.kind == BOOL:
+            data = data.view(np.uint8)
+        valid = cnp.PyArray_SimpleNew(1, &count, cnp.NPY_UINT8)
+        memset(cnp.PyArray_DATA(valid), 1, count)
+        return valid, data, None
+
+
+cdef bint are_times(const int64_t* times, int64_t count) noexcept nogil:
+    cdef int64_t i
+    for i in range(count):
+        if not time_min <= times[i] <= time_max:
+            return False
+    return True
+
+
+def null_at(cnp.ndarray valid not None):
+    """The first entity without a value, or -1. valid: uint8 [n], as of a column."""
+    cdef const uint8_t* at
+    cdef const void* found
+    if not cnp.PyArray_IS_C_CONTIGUOUS(valid):
+        valid = np.ascontiguousarray(valid)
+    at = <const uint8_t*>cnp.PyArray_DATA(valid)
+    found = memchr(at, 0, cnp.PyArray_NBYTES(valid))
+    return -1 if found == NULL else <const uint8_t*>found - at
 
 
 cdef tuple encode_texts(dtype, list values, str what):

@@ -12,7 +12,7 @@ from typing import Any
 from .._core.request import plain_keys
 from ..errors import DataError, RemoteProtocolError, SchemaError
 from ..protocol import PreparedPlan
-from ..request_fields import plain_values, read_request, wire_values
+from ..request_fields import RequestReader, plain_values, wire_values
 from ..schema import Field
 
 
@@ -37,10 +37,11 @@ class RequestPlan(PreparedPlan):
             self._fields = [Field(name, dtype) for name, dtype in self.request_fields]
         except SchemaError as error:
             raise RemoteProtocolError(f"reply to PREPARE is not a plan: {error}") from None
+        self._request = RequestReader(self._fields)
 
     def entities(self, entity_rows: Any) -> int:
         """As PreparedPlan.entities; takes their request fields too."""
-        columns = read_request(self._fields, entity_rows)
+        columns = self._request.read(entity_rows)
         given = len(next(iter(columns.values()))[0])
         count = super().entities(entity_rows) if self.key_names else given
         if given != count:
@@ -58,5 +59,5 @@ class RequestPlan(PreparedPlan):
 
     def plain_fields(self, entity_rows: Any) -> dict[str, list[Any]]:
         """The request fields as plain values."""
-        columns = read_request(self._fields, entity_rows)
+        columns = self._request.read(entity_rows)
         return {field.name: plain_values(field.dtype, columns[field.name]) for field in self._fields}

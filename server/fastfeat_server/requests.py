@@ -158,14 +158,14 @@ def computed_answer(
     if wanted in (Format.FLOAT64, Format.FLOAT32):
         plan.check_matrix()
     as_of, known_at = [*asked[3:], None, None][:2]
-    answer = statuses, event_times, columns = plan.columns(entities, as_of, known_at, limit)
+    statuses, event_times, columns = plan.columns(entities, as_of, known_at, limit)
     stamps, count = [statuses.tobytes(), event_times.tobytes()], statuses.shape[1]
     if wanted is Format.ROWS:
         values = [plain_values(dtype, column) for dtype, column in zip(plan.dtypes, columns, strict=True)]
         return [*stamps, list(map(list, zip(*values, strict=True)))]
     if wanted is Format.COLUMNS:
         return [*stamps, count, column_parts(columns)]
-    matrix = plan.matrix_of(answer, "float64" if wanted is Format.FLOAT64 else "float32")
+    matrix = plan.matrix_of(columns, "float64" if wanted is Format.FLOAT64 else "float32")
     return [*stamps, count, matrix.shape[1], matrix.tobytes()]
 
 
