@@ -50,6 +50,7 @@ GROUPS = {
     "workers.load": "workers:measure_load",
     "workers.scale": "workers:measure_scale",
     "windows": "windows:measure",
+    "ondemand": "ondemand:measure",
     "training.join": "training:measure_join",
     "training.windows": "training:measure_windows",
     "training.feast": "training:measure_feast",
