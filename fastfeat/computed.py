@@ -141,7 +141,8 @@ class ComputedPlan:
     def columns(self, entity_rows: Any, as_of: int | None, known_at: int | None, size_max: int | None = None) -> Answer:
         """As Plan.columns."""
         stamps, columns = self._read(entity_rows, as_of, known_at, size_max)
-        check_size(columns, size_max)
+        if size_max is not None:
+            check_size(columns, size_max)
         return *self._stamps(stamps, len(columns[0][0])), columns
 
     def columns_at(self, entity_rows: Any, as_of: NDArray[np.int64], known_at: NDArray[np.int64]) -> Answer:
@@ -412,8 +413,8 @@ def float_type(dtype: Any) -> np.dtype[Any]:
     return target
 
 
-def check_size(columns: Sequence[Column], size_max: int | None) -> None:
+def check_size(columns: Sequence[Column], size_max: int) -> None:
     """Raises DataError where the values take more than a reply may."""
-    size = sum(part.nbytes for _, *parts in columns for part in parts if part is not None)
-    if size_max is not None and size > size_max:
+    size = sum([data.nbytes if offsets is None else data.nbytes + offsets.nbytes for _, data, offsets in columns])
+    if size > size_max:
         raise DataError(f"the reply needs over {size} B, a frame takes {size_max} B; ask for fewer entities")

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._core.values import ColumnReader, null_at
-from .dtypes import DType
+from .dtypes import SCALAR_WIDTH, DType
 from .errors import DataError
 from .result import python_values
 from .times import TIME_MAX_US, TIME_MIN_US
@@ -36,6 +36,7 @@ INTEGERS: Final = {
     **{f"int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
     **{f"uint{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
 }
+WIRE: Final = {name: np.dtype(DType(name).numpy).newbyteorder("<") for name in SCALAR_WIDTH}
 PLAIN_TIME: Final = "int64"  # a timestamp as plain values have it: microseconds since 1970 UTC
 
 
@@ -132,7 +133,7 @@ def values_of_wire(dtype: DType, part: Any, what: str) -> Any:
     if not dtype.is_scalar_number or len(part) % dtype.width:
         raise DataError(f"{what}: a bin of {len(part)} B is no column of {dtype}")
     if dtype.name != "bool":
-        return np.frombuffer(part, np.dtype(dtype.numpy).newbyteorder("<"))
+        return np.frombuffer(part, WIRE[dtype.name])
     values = np.frombuffer(part, np.uint8)
     if (values > 1).any():
         raise DataError(f"{what}: entity {int(np.argmax(values > 1))}: {values.max()} is not bool; it is 0 or 1")

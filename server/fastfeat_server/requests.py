@@ -102,7 +102,8 @@ def prepare(connection: Connection, request_id: int, params: object) -> None:
 
 def get(connection: Connection, request_id: int, params: object) -> None:
     """A GET that native code leaves to a thread: in format 4, of computed features, or of rows that memory no longer
-    has and the history may. Its number is checked, and unless features are computed its format and limits too."""
+    has and the history may. Functions that have proved quick need none, see pace.py. Its number is checked, and unless
+    features are computed its format and limits too."""
     asked = expect_list(params, "GET")
     session, server = connection.session, connection.server
     plan, limit = session.plan(asked[0]), session.reply_size_max
@@ -111,20 +112,19 @@ def get(connection: Connection, request_id: int, params: object) -> None:
     if server.writer_path and wanted is not Format.ARROW and not is_computed:
         connection.to_writer().get(request_id, plan, asked)
         return
+    entities = entity_columns(plan, asked[1])
+    count = check_entities(entities, "GET", server.config.entities_max)
+
+    def make(of: Any) -> object:
+        if wanted is Format.ARROW:
+            return arrow_answer(of, entities, asked, limit)
+        if is_computed:
+            return computed_answer(of, entities, asked, wanted, limit)
+        return Frame(answer_frame(of, request_id, asked, limit, reply_type))
 
     def answer() -> object:
-        entities = entity_columns(plan, asked[1])
-        check_entities(entities, "GET", server.config.entities_max)
-
-        def make(of: Any) -> object:
-            if wanted is Format.ARROW:
-                return arrow_answer(of, entities, asked, limit)
-            if is_computed:
-                return computed_answer(of, entities, asked, wanted, limit)
-            return Frame(answer_frame(of, request_id, asked, limit, reply_type))
-
         try:
-            return make(plan)
+            return server.pace.in_thread(plan, count, lambda: make(plan)) if is_computed else make(plan)
         except BeforeHistory as error:
             if server.writer_path:
                 return AskWriter(plan, asked)
@@ -132,6 +132,12 @@ def get(connection: Connection, request_id: int, params: object) -> None:
                 raise
             return make(server.store.past(plan, entities, error))
 
+    if is_computed and wanted is not Format.ARROW and server.pace.is_quick(plan, count):
+        try:
+            session.reply(request_id, server.pace.at_once(plan, lambda: make(plan)))
+            return
+        except BeforeHistory:
+            pass  # files are for threads
     connection.in_thread(request_id, server.executor, answer)
 
 
@@ -244,13 +250,14 @@ def column_parts(columns: Sequence[Any]) -> list[list[bytes]]:
     return [[part.tobytes() for part in column if part is not None] for column in columns]
 
 
-def check_entities(keys: object, method: str, limit: int) -> None:
-    """Raises DataError: more of them than the server takes at once, or no map of columns."""
+def check_entities(keys: object, method: str, limit: int) -> int:
+    """How many there are. Raises DataError: more of them than the server takes at once, or no map of columns."""
     if not isinstance(keys, dict) or not all(isinstance(column, (list, np.ndarray)) for column in keys.values()):
         raise DataError(f"{method}: keys are a map from join keys to arrays of values, not {type(keys).__name__}")
     entities = max(map(len, keys.values()), default=0)
     if entities > limit:
         raise DataError(f"{entities} entities in one {method}, at most {limit}; ask for fewer")
+    return entities
 
 
 def push(connection: Connection, request_id: int, params: object) -> None:

@@ -21,6 +21,7 @@ from .config import Config, check_host
 from .connection import Connection, refuse
 from .lifeline import READY, Lifeline
 from .loading import Load
+from .pace import Pace
 from .writes import WriteQueue
 
 log = logging.getLogger("fastfeat.server")
@@ -37,6 +38,7 @@ class Server:
 
     executor: answers in Arrow and from the history. maintenance: snapshots and compaction. writes: those that may wait.
     failure:  why the server must end: its log failed. `failed` is set then.
+    pace:     which functions the loop may wait for.
     role:     what INFO says of this process where it is one of several: "writer", "worker".
     writer_path, is_stale: of a worker: where it passes writes on, and whether the writer is gone.
     """
@@ -55,6 +57,7 @@ class Server:
         self.executor = ThreadPoolExecutor(READERS, "fastfeat-read")
         self.maintenance = ThreadPoolExecutor(1, "fastfeat-maintenance", lower_priority)
         self.writes = WriteQueue(self)
+        self.pace = Pace(loop)
         self.failed = asyncio.Event()
         self.failure: LogFailed | None = None
         self._listeners: list[asyncio.Server] = []
