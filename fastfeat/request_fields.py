@@ -179,7 +179,7 @@ def array_column(dtype: DType, values: NDArray[Any], what: str) -> Column:
         values = np.ma.getdata(values)
     if values.dtype.kind == "M":
         valid[np.isnat(values)] = 0
-    if not valid.all():
+    if null_at(valid) >= 0:
         values = np.where(valid.reshape((-1,) + (1,) * (dimensions - 1)) != 0, values, np.zeros(1, values.dtype))
     return valid, number_array(dtype, values, what), None
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 
 WAIT_SECONDS_MAX: Final = 60.0
+SIGNED: Final = np.dtype("<i8")
+UNSIGNED: Final = np.dtype("<u8")
 LOOK_SECONDS: Final = 0.001  # between two looks at what is visible; event loops count in milliseconds
 
 
@@ -188,7 +190,7 @@ def entity_columns(plan: Any, given: object) -> dict[str, Any]:
         if isinstance(part, bytes):
             if kind == "string" or len(part) % 8:
                 raise DataError(f"join key {name!r}: a bin of {len(part)} B is no column of {kind}")
-            part = np.frombuffer(part, "<u8" if kind == "uint64" else "<i8")
+            part = np.frombuffer(part, UNSIGNED if kind == "uint64" else SIGNED)
         out[name] = part
     for field, part in zip(fields, parts[keys_count:], strict=True):
         out[field.name] = values_of_wire(field.dtype, part, f"request field {field.name!r}")
