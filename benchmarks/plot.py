@@ -43,11 +43,13 @@ STYLE: Any = {
     "svg.hashsalt": "fastfeat",  # the same numbers draw the same file
 }
 
+GROUPS = ("embedded", "client")  # that are drawn
+
 
 def read_latencies(folder: Path) -> dict[str, dict[str, float]]:
     """ "group.batch.peer" -> percentiles in us. Raises FileNotFoundError where a group is not measured yet."""
     latencies: dict[str, dict[str, float]] = {}
-    for group in ("embedded", "client"):
+    for group in GROUPS:
         found = json.loads((folder / f"{group}.json").read_text(encoding="utf-8"))["latencies"]
         latencies |= {name: latency["percentiles_us"] for name, latency in found.items()}
     return latencies

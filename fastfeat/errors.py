@@ -157,6 +157,7 @@ CODE_OF: dict[type[FastFeatError], int] = {
     HistoryCorrupt: 51,
     WriterUnavailable: 52,
     NotYetVisible: 53,
+    ConnectFailed: 60,
 }
 CLASS_OF: dict[int, type[FastFeatError]] = {code: cls for cls, code in CODE_OF.items()}
 

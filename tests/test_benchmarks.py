@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import data, loadgen
+from benchmarks import data, loadgen, plot
 from benchmarks.bars import GROUPS, Bar, is_failure, read_bars, write_bars
 from benchmarks.measure import FULL, SMOKE, Findings, Latency, Subject, interleave
-from benchmarks.plot import main as draw
 from benchmarks.shared import MAY_MOUNT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,6 +147,14 @@ def test_a_bar_that_was_not_measured_fails_but_for_a_reason_in_a_smoke_run() -> 
     assert is_failure(bar, explained, FULL)
 
 
+def measure(group: str, results: Path) -> str:
+    """What a smoke run of the group prints."""
+    command = [sys.executable, "-m", "benchmarks.bars", "--smoke", "--only", group, "--results", str(results)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")
@@ -161,26 +168,28 @@ def test_the_group_measures_all_its_bars_and_prints_checksums(group: str, result
         pytest.skip(f"the bars of {group} compare with Redis and redis-server is missing: apt-get install redis-server")
     if group == "shared.full" and subprocess.run([*MAY_MOUNT, "true"], capture_output=True).returncode:
         pytest.skip("shared.full fills a file system of its own, and this user may mount none: run it as root")
-    command = [sys.executable, "-m", "benchmarks.bars", "--smoke", "--only", group, "--results", str(results)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed = measure(group, results)
     record = json.loads((results / f"{group}.json").read_text(encoding="utf-8"))
     mine = {bar.name for bar in read_bars() if bar.group == group}
     if unmeasured := record["unmeasured"]:
         assert set(record["bars"]) | set(unmeasured) == mine
-        assert all(f"NOT MEASURED {name}: {why}" in done.stdout for name, why in unmeasured.items())
+        assert all(f"NOT MEASURED {name}: {why}" in printed for name, why in unmeasured.items())
         pytest.skip(f"not measured: {unmeasured}")
     assert set(record["bars"]) == mine
     assert mine <= {entry["name"] for entry in json.loads((results / "bars.json").read_text(encoding="utf-8"))}
     assert record["checksums"]
-    assert all(value in done.stdout for value in record["checksums"].values())
+    assert all(value in printed for value in record["checksums"].values())
     assert all(name in record for name in ("commit", "machine", "measured_at"))
 
 
+@pytest.mark.torture
 def test_the_pictures_are_drawn_from_the_results(results: Path) -> None:
-    if not (results / "embedded.json").exists():
-        pytest.skip("nothing to draw: the groups that compare with Redis did not run")
-    draw(results)
+    if shutil.which("redis-server") is None:
+        pytest.skip("the pictures compare with Redis and redis-server is missing: apt-get install redis-server")
+    for group in plot.GROUPS:
+        if not (results / f"{group}.json").exists():
+            measure(group, results)
+    plot.main(results)
     assert "<svg" in (results / "latency.svg").read_text(encoding="utf-8")
     assert "<svg" in (results / "percentiles.svg").read_text(encoding="utf-8")
 

@@ -26,6 +26,7 @@ from fastfeat_server.pause import Pause
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastfeat import connect
 from fastfeat.errors import ConnectFailed, DataError
 
 from .serving import Raw, Serving, frame, serving
@@ -294,12 +295,31 @@ def test_a_connection_without_hello_is_closed_in_time() -> None:
 def test_one_connection_too_many_is_told_so() -> None:
     with serving(TableStore(), connections_max=1) as server:
         with Raw(server.url) as first, Raw(server.url, hello=False) as second:
-            assert second.read()[2][1].startswith("1 connections are open, which is the limit")
-            assert second.read() is None
+            code, message = second.read()[2]
+            assert (code, second.read()) == (60, None)
+            assert message.startswith("1 connections are open, which is the limit")
+            with pytest.raises(ConnectFailed, match="1 connections are open"):
+                connect(server.url).ping()
             assert first.ask([0, 1, "PING", []]) == [1, 1, None, None]
         server.until(lambda: not server.server.connections)
         with Raw(server.url) as third:
             assert third.ask([0, 1, "PING", []]) == [1, 1, None, None]
+
+
+def test_a_client_that_comes_while_the_server_stops_is_told_so() -> None:
+    """Its connection was in the kernel's queue when the server stopped listening."""
+    ours, theirs = socket.socketpair()
+    with serving(TableStore()) as server, ours:
+
+        def come_late() -> None:
+            server.server.is_stopping = True
+            server.server.take(theirs)
+
+        server.call(come_late)
+        ours.settimeout(20)
+        reply = b"".join(iter(lambda: ours.recv(1 << 16), b""))
+        server.call(lambda: setattr(server.server, "is_stopping", False))  # so that the fixture may stop it
+    assert reply == frame([1, None, [60, "the server is stopping; connect again when it is back"], None])
 
 
 def test_plans_of_a_connection_are_limited() -> None:

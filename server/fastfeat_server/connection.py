@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from fastfeat.errors import FastFeatError, RemoteProtocolError
+from fastfeat.errors import ConnectFailed, FastFeatError, RemoteProtocolError
 from fastfeat.protocol import REPLY, REPLY_STALE, ServerSession
 
 from . import requests
@@ -272,5 +272,5 @@ class Connection(asyncio.Protocol):
         self.transport.close()
 
 
-def refuse(limit: int) -> FastFeatError:
-    return FastFeatError(f"{limit} connections are open, which is the limit; close some or raise connections_max")
+def refuse(limit: int) -> ConnectFailed:
+    return ConnectFailed(f"{limit} connections are open, which is the limit; close some or raise connections_max")

@@ -15,7 +15,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 
-from fastfeat.errors import DataError, FastFeatError, LogFailed
+from fastfeat.errors import ConnectFailed, DataError, FastFeatError, LogFailed
 
 from .config import Config, check_host
 from .connection import Connection, refuse
@@ -70,10 +70,10 @@ class Server:
 
     # Connections ------------------------------------------------------------------------------------------------------
 
-    def admit(self, connection: Connection) -> FastFeatError | None:
+    def admit(self, connection: Connection) -> ConnectFailed | None:
         """Counts a new connection in; the error to send it where it is one too many."""
         if self.is_stopping:
-            return FastFeatError("the server is stopping; connect again when it is back")
+            return ConnectFailed("the server is stopping; connect again when it is back")
         if len(self.connections) >= self.config.connections_max:
             return refuse(self.config.connections_max)
         self.connections.add(connection)
