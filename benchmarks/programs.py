@@ -1,4 +1,5 @@
-"""Programs a benchmark builds for itself and runs beside itself: the C load generator, the echo, servers, Feast.
+"""Programs a benchmark builds for itself and runs beside itself: the C load generator, the floors, the echo,
+servers, Feast.
 
 Built once into build/benchmarks/ and again when a source is newer; Feast's environment when its version changes.
 """
@@ -29,6 +30,14 @@ def loadgen() -> Path:
     """The load generator's path, built if need be."""
     source, program = HERE / "loadgen.c", BUILD / "loadgen"
     build(source, program, lambda to: run([CC, "-O2", "-Wall", "-Wextra", "-o", str(to), str(source)]))
+    return program
+
+
+def floors() -> Path:
+    """The path of the program that does what a bar asks and nothing else, built if need be."""
+    source, program = HERE / "floors.c", BUILD / "floors"
+    options = ["-O3", "-march=native", "-Wall", "-Wextra", "-pthread"]
+    build(source, program, lambda to: run([CC, *options, "-o", str(to), str(source)]))
     return program
 
 

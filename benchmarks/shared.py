@@ -28,8 +28,9 @@ from fastfeat.attached import AttachedStore
 
 from . import data
 from .durable import work_directory
-from .measure import Findings, Size, Subject, cores, interleave, pin_to
-from .programs import ROOT
+from .measure import Findings, Latency, Size, Subject, cores, interleave, pin_to
+from .programs import ROOT, floors, on_core
+from .programs import run as run_program
 from .scale import read_all
 from .shared_store import WIDE, WIDE_PARTS
 
@@ -64,11 +65,21 @@ def measure_read(size: Size) -> Findings:
                 max(size.calls.values()),
                 size.rounds,
             )
+        floor = floor_of_gather(entities, size.calls[100], core)
     for what, found in latencies.items():
         findings.latencies[f"shared.read.{what}"] = found
+    findings.latencies["shared.read.floor.100x50"] = floor
+    findings.bars["shared.read.floor.100x50.p50_us"] = floor.at(50)
     for what, percent in (("1x50", 50), ("1x50", 99), ("1x200", 50), ("100x50", 50)):
         findings.bars[f"shared.read.{what}.p{percent}_us"] = latencies[what].at(percent)
     return findings
+
+
+def floor_of_gather(entities: int, calls: int, core: int) -> Latency:
+    """What 100x50 takes in plain C, at the best of the distances that it tries; see floors.c."""
+    said = run_program(on_core(core, [str(floors()), "gather", str(entities), str(calls)]))
+    tried = [Latency.of_samples(np.array(samples)) for samples in json.loads(said).values()]
+    return min(tried, key=lambda latency: latency.at(50))
 
 
 def check(findings: Findings, client: fastfeat.Client, keys: data.Integers) -> None:

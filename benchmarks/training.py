@@ -38,6 +38,7 @@ FEAST_ROUNDS: Final = 3
 FEAST_ROWS: Final = 100_000  # Feast pairs each label with all rows of its entity: 2 million pairs
 FEAST_ROWS_EACH: Final = 20
 DAYS: Final = events.DAYS
+FLOOR_COLUMNS: Final = {"card_id": pa.int64(), "event_timestamp": pa.int64(), "amount": pa.float64()}
 
 MEMORY_BYTES: Final = 128 << 20
 MEMORY_FACTOR: Final = 10  # a history's rows in memory over what training is allowed
@@ -135,6 +136,10 @@ def measure_windows(size: Size) -> Findings:
         1 if size.smoke else 3,
     )
     names = [f"{what}_{days}" for days in DAYS for what in ("count", "mean")]
+    seconds["floor"], floor = floor_of_windows(rows, 1 if size.smoke else ROUNDS)
+    for name, ours_array, array in zip(names, answers["fastfeat"].columns[2:], floor, strict=True):
+        if not np.allclose(ours_array.to_numpy(), array, rtol=1e-9, atol=0, equal_nan=True):
+            raise AssertionError(f"{name}: the floor's answers differ")
     ours = pl.from_arrow(answers["fastfeat"].rename_columns(["card_id", "event_timestamp", *names]))
     theirs = pl.from_arrow(answers["duckdb"])
     assert isinstance(ours, pl.DataFrame)
@@ -143,7 +148,19 @@ def measure_windows(size: Size) -> Findings:
     findings.rates["training.windows"] = {f"{name}_s": value for name, value in seconds.items()}
     for peer in ("duckdb", "polars"):
         findings.bars[f"training.windows.ratio_{peer}"] = seconds["fastfeat"] / seconds[peer]
+    findings.bars["training.windows.floor_ratio_polars"] = seconds["floor"] / seconds["polars"]
     return findings
+
+
+def floor_of_windows(rows: pa.Table, rounds: int) -> tuple[float, data.Floats]:
+    """Median seconds of plain C, see floors.c, and its answers: [column, row]. The first round is not counted."""
+    columns = [rows.column(name).cast(kind).to_numpy() for name, kind in FLOOR_COLUMNS.items()]
+    head = np.array([len(rows), columns[0].max() + 1, events.START_US], np.uint64)
+    with tempfile.TemporaryDirectory(prefix="fastfeat-floor-") as name:
+        given, taken = Path(name) / "rows", Path(name) / "out"
+        given.write_bytes(b"".join(part.tobytes() for part in (head, *columns)))
+        said = programs.run([str(programs.floors()), "windows", str(given), str(rounds + 1), str(taken)])
+        return float(np.median(json.loads(said)["seconds"][1:])), np.fromfile(taken).reshape(-1, len(rows))
 
 
 def windows_duckdb(rows: pa.Table) -> pa.Table:
