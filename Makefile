@@ -38,7 +38,7 @@ demo: $(VENV)/.built $(VENV)/.extra-demo  ## 336,776 real flights: load, serve, 
 test: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-bench  ## run the tests (under five minutes)
 	$(PY) -m pytest -m "not long and not torture" $(ARGS)
 
-torture: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-bench  ## kill, cut off and damage durable stores
+torture: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-bench  ## kill, cut off and damage stores; the tests that take long
 	$(PY) -m pytest -m "torture and not long" $(ARGS)
 
 test-long: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-bench  ## run the campaigns too

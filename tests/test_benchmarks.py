@@ -196,6 +196,7 @@ def test_the_pictures_are_drawn_from_the_results(results: Path) -> None:
     assert "<svg" in (results / "percentiles.svg").read_text(encoding="utf-8")
 
 
+@pytest.mark.torture
 def test_the_parts_run() -> None:
     command = [
         sys.executable,

@@ -42,7 +42,10 @@ def failing(code: str, seed: int) -> FaultyFiles:
     return FaultyFiles(fail_every=(every, getattr(errno, code)))
 
 
-@pytest.mark.parametrize("code", ["EIO", "ENOSPC", "EINTR", "EROFS", "short write"])
+@pytest.mark.parametrize(
+    "code",
+    ["EIO", "short write", *(pytest.param(code, marks=pytest.mark.torture) for code in ("ENOSPC", "EINTR", "EROFS"))],
+)
 def test_whatever_fails_what_was_acknowledged_stays_and_errors_are_typed(code: str) -> None:
     refusals = {refusal for seed in range(25) for refusal in endure(seed, 15, failing(code, seed)).refusals}
     assert refusals <= REFUSALS

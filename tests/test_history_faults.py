@@ -48,7 +48,9 @@ def test_any_failing_change_leaves_the_history_as_it_was_and_it_goes_on() -> Non
     assert check_failures() > 30
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+@pytest.mark.parametrize(
+    "code", [pytest.param(errno.EIO, id="EIO"), pytest.param(errno.ENOSPC, id="ENOSPC", marks=pytest.mark.torture)]
+)
 def test_any_failing_call_is_a_typed_error_and_loses_nothing(code: int) -> None:
     assert check_failing_calls(code) > 100
 

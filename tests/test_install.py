@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.torture  # compiling takes over a minute
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("fastfeat", "server", "examples", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 GENERATED = ROOT / "build/release"  # C that Cython made before; reused where it is newer than its source

@@ -332,7 +332,7 @@ def test_a_frame_behind_the_cut_never_follows_a_new_one() -> None:
 # --- damage
 
 
-@pytest.mark.parametrize("is_closed", [True, False])
+@pytest.mark.parametrize("is_closed", [True, pytest.param(False, marks=pytest.mark.torture)])
 def test_each_changed_bit_is_detected_or_leaves_a_valid_prefix(is_closed: bool) -> None:
     opened, refused = flip_everything(sample(is_closed=is_closed))
     assert opened > 1000

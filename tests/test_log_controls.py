@@ -173,7 +173,14 @@ def test_a_log_with_a_bug_is_caught(bug: type[Log], check: Callable[[type[Log]],
         check(bug)
 
 
-@pytest.mark.parametrize("check", [crashes, failures(errno.EIO, "sync"), failures(errno.ENOSPC, "write")])
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(crashes, marks=pytest.mark.torture),
+        failures(errno.EIO, "sync"),
+        failures(errno.ENOSPC, "write"),
+    ],
+)
 def test_the_log_itself_passes_these_checks(check: Callable[[type[Log]], None]) -> None:
     check(Log)
 

@@ -190,6 +190,7 @@ def test_a_bucket_that_goes_away_is_a_storage_error(store: ObjectStore) -> None:
         place.write("f", b"1")
 
 
+@pytest.mark.torture  # the library waits for six seconds
 def test_an_unreachable_host_is_a_storage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")

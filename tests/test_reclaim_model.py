@@ -43,10 +43,13 @@ BUGS = {
     "TOLD_TOO_EARLY": ["READERS=1", "READS=2", "GENERATIONS=2"],
 }
 
-pytestmark = pytest.mark.skipif(
-    bool(MISSING),
-    reason=f"the model of the reclaim protocol is not checked: {' and '.join(MISSING)} missing (apt: spin gcc)",
-)
+pytestmark = [
+    pytest.mark.torture,
+    pytest.mark.skipif(
+        bool(MISSING),
+        reason=f"the model of the reclaim protocol is not checked: {' and '.join(MISSING)} missing (apt: spin gcc)",
+    ),
+]
 
 
 def check(where: Path, defined: list[str]) -> str:

@@ -35,7 +35,7 @@ def scribbled(*arguments: str) -> dict[str, Any]:
     return counts
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.torture)])
 def test_a_damaged_arena_gives_answers_or_errors_of_ours(seed: int) -> None:
     counts = scribbled("damage", str(seed), "330")
     assert counts["is_same"], "a read changed the arena, or something that outlives it"

@@ -69,7 +69,8 @@ class ClientWindowMachine(WindowMachine):
 
 
 @pytest.mark.parametrize(
-    "machine", [WindowMachine, pytest.param(DurableWindowMachine, marks=pytest.mark.torture), ClientWindowMachine]
+    "machine",
+    [WindowMachine, *(pytest.param(m, marks=pytest.mark.torture) for m in (DurableWindowMachine, ClientWindowMachine))],
 )
 def test_windows_are_those_of_the_oracle(machine: type[StoreMachine]) -> None:
     profile = settings()
