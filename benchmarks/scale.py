@@ -38,10 +38,10 @@ def measure(size: Size) -> Findings:
     return findings
 
 
-def read_all(store: Any, entities: int) -> None:
+def read_all(store: Any, entities: int, service: str = data.SERVICE) -> None:
     """Read every entity once, untimed: under a hypervisor the first reads after a load cost many times later ones."""
     for start in range(0, entities, WARM_BATCH):
-        store.get_feature_vectors(data.SERVICE, {"user_id": np.arange(start, min(start + WARM_BATCH, entities))})
+        store.get_feature_vectors(service, {"user_id": np.arange(start, min(start + WARM_BATCH, entities))})
 
 
 def measure_redis(size: Size, findings: Findings, ours: Subject, server_core: int) -> None:

@@ -50,6 +50,7 @@ def measure_read(size: Size) -> Findings:
         pin_to(core)
         with fastfeat.connect(f"fastfeat+shm://{name}") as client:
             read_all(client, entities)
+            read_all(client, entities, WIDE)
             one, many = client.get_feature_vector, client.get_feature_vectors
             keys = data.random_keys(entities, (size.calls[1],), 11).tolist()
             batches = list(data.random_keys(entities, (size.calls[100], 100), 12))
