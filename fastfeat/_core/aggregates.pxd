@@ -105,6 +105,8 @@ cdef struct WindowScratch:    # of one request and one window view
     const uint8_t** cells     # values gathered, in row order
     uint64_t* keys
     int64_t cells_capacity
+    int128* words             # running sums of one block, row by row: see windows.pyx, row_words
+    uint64_t words_capacity
     Deferred* deferred
     int64_t deferred_count
     bint has_failed           # no memory, or an answer beyond its limit

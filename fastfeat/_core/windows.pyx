@@ -58,6 +58,9 @@ cdef enum:
     ANCHOR_MAX = 1000
     STEPS_MAX = 8             # rows that a place moves on before it is searched for
     HINTS_MAX = 16            # ranges whose places are remembered
+    ASKED_MIN = 16            # reads of one entity in a row for which its tail is summed row by row
+    ROWS_PER_ASKED = 16       # and for how many of its rows one more of them pays
+    WORDS_COLUMNS_MAX = 64
     AHEAD = 4                 # blocks on their way while one is summed
 
 
@@ -79,6 +82,10 @@ cdef struct Timeline:
     uint32_t opened           # the segment that `block` is of
     BlockView tail
     BlockView block
+    const int128* words       # of the tail, see row_words; NULL: there are none
+    uint64_t words_fit        # bit c: summed column c has them
+    int64_t known_us          # rows [0, known_end) of the tail were created by then
+    uint32_t known_end
     TimelineHead head
     Place now                 # where the last read of this entity ended
     Place low[HINTS_MAX]      # and where its ranges began and ended
@@ -95,6 +102,8 @@ cdef void timeline_open(Timeline* t, const TableView* view, const BlockView* tai
     t.last = 0
     t.unread = end
     t.is_torn = False
+    t.words = NULL
+    t.known_end = 0
     while True:                           # head and count change one at a time: see both as of one moment
         head_at = atomic_load_u64(&tail.header.head_at)
         if ff_seeded_bug("count_after_head"):
@@ -268,6 +277,12 @@ cdef inline void running_add(Running* r, WindowScratch* s, int128 value, int32_t
     r.value += value
 
 
+cdef inline void word_add(Running* r, WindowScratch* s, int128 word, int32_t anchor) noexcept nogil:
+    """Add a difference of tiles."""
+    r.count += <uint64_t>word & ((1 << COUNT_BITS) - 1)
+    running_add(r, s, word >> COUNT_BITS, anchor)
+
+
 cdef void rows_sum(
     const TableView* view, const WindowGroup* group, const BlockView* block, uint32_t low, uint32_t high,
     int64_t known_us, int32_t anchor, Running* r, WindowScratch* s,
@@ -321,6 +336,20 @@ cdef inline bint all_known(
     return True
 
 
+cdef inline bint block_anchor(
+    const TableView* view, const BlockView* block, int32_t sum, int32_t* anchor,
+) noexcept nogil:
+    """What the summed column's tiles count in; False: there are none, and any anchor will do."""
+    anchor[0] = PLAIN_ANCHOR
+    if block.capacity < TILE:
+        return False
+    anchor[0] = <int16_t>load_once_u16(<const uint16_t*>&tiles_anchors(view, block)[sum])
+    if ff_unlikely(anchor[0] < ANCHOR_MIN or anchor[0] > ANCHOR_MAX):
+        anchor[0] = PLAIN_ANCHOR          # no writer's: whatever comes of it is thrown away with the pin
+        return False
+    return True
+
+
 cdef void block_sum(
     const TableView* view, const WindowGroup* group, const BlockView* block, uint32_t low, uint32_t high,
     int64_t known_us, Running* r, WindowScratch* s,
@@ -331,21 +360,75 @@ cdef void block_sum(
     cdef const Tile* tiles
     cdef int128 word
     cdef int128 before = 0
-    cdef int32_t anchor = PLAIN_ANCHOR
-    if block.capacity >= TILE:
-        anchor = <int16_t>load_once_u16(<const uint16_t*>&tiles_anchors(view, block)[group.sum])
-        if ff_unlikely(anchor < ANCHOR_MIN or anchor > ANCHOR_MAX):
-            anchor = PLAIN_ANCHOR         # no writer's: whatever comes of it is thrown away with the pin
-        elif first < end and all_known(view, block, high, known_us):
-            tiles = tiles_of(view, block, group.sum)
-            if tile_fits(&tiles[end - 1], &word) and (first == 0 or tile_fits(&tiles[first - 1], &before)):
-                word -= before
-                r.count += <uint64_t>word & ((1 << COUNT_BITS) - 1)
-                running_add(r, s, word >> COUNT_BITS, anchor)
-                rows_sum(view, group, block, low, first * TILE, EVER, anchor, r, s)
-                rows_sum(view, group, block, end * TILE, high, EVER, anchor, r, s)
-                return
+    cdef int32_t anchor
+    if block_anchor(view, block, group.sum, &anchor) and first < end and all_known(view, block, high, known_us):
+        tiles = tiles_of(view, block, group.sum)
+        if tile_fits(&tiles[end - 1], &word) and (first == 0 or tile_fits(&tiles[first - 1], &before)):
+            word_add(r, s, word - before, anchor)
+            rows_sum(view, group, block, low, first * TILE, EVER, anchor, r, s)
+            rows_sum(view, group, block, end * TILE, high, EVER, anchor, r, s)
+            return
     rows_sum(view, group, block, low, high, known_us, anchor, r, s)
+
+
+cdef void row_words(Timeline* t, WindowScratch* s) noexcept nogil:
+    """Sum the tail row by row: word i of a summed column is the tile (tiles.pyx) of rows [0, i).
+
+    Why: who asks one entity at many moments, as a training set does, then takes each window as one difference and adds
+    no rows at its edges. A column with a value that does not fit, or without the memory, goes without.
+    """
+    cdef const TableView* view = t.view
+    cdef const uint8_t* row
+    cdef int128* words
+    cdef int128 word
+    cdef int128 term
+    cdef uint64_t each = <uint64_t>t.tail.count + 1
+    cdef uint32_t columns = min(view.sums_count, <uint32_t>WORDS_COLUMNS_MAX)
+    cdef uint32_t c
+    cdef uint32_t i
+    cdef int32_t anchor
+    if columns * each > s.words_capacity:
+        words = <int128*>realloc(s.words, columns * each * sizeof(int128))
+        if words == NULL:
+            return
+        s.words = words
+        s.words_capacity = columns * each
+    t.words = s.words
+    t.words_fit = 0
+    for c in range(columns):
+        words = s.words + c * each
+        block_anchor(view, &t.tail, c, &anchor)
+        row = rows_of(&t.tail)
+        word = 0
+        words[0] = 0
+        for i in range(t.tail.count):
+            if not row_is_null(row, view.sums[c].field):
+                if not cell_term(view.sums[c].kind, row + view.sums[c].offset, anchor, &term):
+                    break
+                word += (term << COUNT_BITS) + 1
+            words[i + 1] = word
+            row += view.row_stride
+        else:
+            t.words_fit |= <uint64_t>1 << c
+
+
+cdef inline bint tail_sum(
+    Timeline* t, const WindowGroup* group, uint32_t low, uint32_t high, int64_t known_us, Running* r, WindowScratch* s,
+) noexcept nogil:
+    """Add rows [low, high) of the tail, if row_words has summed it and they were all known. False: nothing is added."""
+    cdef const int128* words
+    cdef int32_t anchor
+    if t.words == NULL or group.sum >= WORDS_COLUMNS_MAX or not t.words_fit >> group.sum & 1:
+        return False
+    if t.known_end < high or t.known_us != known_us:
+        if not all_known(t.view, &t.tail, high, known_us):
+            return False
+        t.known_end = high
+        t.known_us = known_us
+    words = t.words + group.sum * (<uint64_t>t.tail.count + 1)
+    block_anchor(t.view, &t.tail, group.sum, &anchor)
+    word_add(r, s, words[high] - words[low], anchor)
+    return True
 
 
 cdef inline void rows_count(
@@ -402,7 +485,8 @@ cdef void group_sum(
         if end <= first:
             continue
         if group.sum >= 0:
-            block_sum(plan.source, group, block, first, end, known_us, &r, s)
+            if at != t.last or not tail_sum(t, group, first, end, known_us, &r, s):
+                block_sum(plan.source, group, block, first, end, known_us, &r, s)
         else:
             rows_count(plan.source, block, first, end, known_us, &r)
     for f in range(group.functions_first, group.functions_first + group.functions_count):
@@ -634,6 +718,7 @@ cdef void windows_read(
     cdef uint8_t* image
     cdef uint8_t found
     cdef uint8_t opened = NOT_FOUND
+    cdef int64_t asked
     cdef int64_t start
     cdef int64_t end
     cdef int64_t i
@@ -661,6 +746,9 @@ cdef void windows_read(
                         found = timeline_find(view, hashes[i], key_at(keys, i), key_size(keys, i), &block)
                 if found == PRESENT:
                     timeline_open(&timeline, view, &block)
+                    asked = max(ASKED_MIN, timeline.tail.count // ROWS_PER_ASKED)
+                    if not timeline.is_torn and i + asked < high and hashes[i + asked] == hashes[i]:
+                        row_words(&timeline, scratch)
                 opened = found
             statuses[i] = found
             if found == PRESENT:
@@ -768,3 +856,4 @@ cdef void scratch_free(WindowScratch* s) noexcept nogil:
     free(s.heap)
     free(s.cells)
     free(s.keys)
+    free(s.words)
