@@ -138,7 +138,13 @@ def extremes(dtype: str, count: int) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("target", ["float64", "float32"])
-@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32"),
+        *("longlong", "ulonglong"),  # of the same bits as int64, and not the same type; such as of array.array("q")
+    ],
+)
 @pytest.mark.parametrize("count", [2, 300])
 def test_a_matrix_is_the_cast_of_every_column(dtype: str, target: str, count: int) -> None:
     one, pair = extremes(dtype, count), extremes(dtype, 2 * count).reshape(count, 2)

@@ -55,12 +55,15 @@ cdef void cells_put(const Number* data, const uint8_t* valid, Real* out, Shape s
 
 
 cdef bint column_put(int kind, const void* data, const uint8_t* valid, Real* out, Shape shape) noexcept nogil:
-    """False: the column is not of numbers."""
+    """False: the column is not of numbers.
+
+    Why two kinds of 64 bits: C's long and long long are types of their own to NumPy, also where they are alike.
+    """
     if kind == cnp.NPY_FLOAT64:
         cells_put(<const double*>data, valid, out, shape)
     elif kind == cnp.NPY_FLOAT32:
         cells_put(<const float*>data, valid, out, shape)
-    elif kind == cnp.NPY_INT64:
+    elif kind == cnp.NPY_INT64 or kind == cnp.NPY_LONGLONG:
         cells_put(<const int64_t*>data, valid, out, shape)
     elif kind == cnp.NPY_INT32:
         cells_put(<const int32_t*>data, valid, out, shape)
@@ -74,7 +77,7 @@ cdef bint column_put(int kind, const void* data, const uint8_t* valid, Real* out
         cells_put(<const uint16_t*>data, valid, out, shape)
     elif kind == cnp.NPY_UINT32:
         cells_put(<const uint32_t*>data, valid, out, shape)
-    elif kind == cnp.NPY_UINT64:
+    elif kind == cnp.NPY_UINT64 or kind == cnp.NPY_ULONGLONG:
         cells_put(<const uint64_t*>data, valid, out, shape)
     else:
         return False
