@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from datetime import timedelta
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from fastfeat import Aggregation, Entity, FeatureView, Field, Store, WindowView
@@ -122,3 +124,47 @@ def test_a_head_that_is_loaded_apart_from_its_tail_is_caught(monkeypatch: pytest
         if run.faults:
             break
     assert isinstance(run.faults[0], AssertionError)
+
+
+@pytest.mark.parametrize("form", ["columns", "matrix"])
+def test_others_run_while_the_long_windows_of_a_few_entities_are_read(form: str) -> None:
+    """A thread that looks at the clock does so in the middle of such a read: no window may hold the interpreter."""
+    rows, ask = 400_000, {"user_id": np.zeros(8, np.int64)}
+    store = Store(256 << 20, clock=lambda: START_US + rows)
+    distinct = Aggregation("amount", "count_distinct", SPAN, name="distinct")
+    store.apply(WindowView("distinct", EVENTS, [distinct]))
+    numbers = np.arange(rows)
+    store.load(
+        "events",
+        pa.table(
+            {
+                "user_id": np.zeros(rows, np.int64),
+                "amount": numbers / 7,
+                "is_late": numbers < 0,
+                "event_timestamp": START_US + numbers,
+            }
+        ),
+    )
+    looks: list[float] = []
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(0.001):
+            looks.append(time.perf_counter())
+
+    def is_looked_at() -> bool:
+        began = time.perf_counter()
+        if form == "columns":
+            store.get_online_features(["distinct:distinct"], ask, receipt=False)
+        else:
+            store.get_feature_vectors(["distinct:distinct"], ask)
+        took = time.perf_counter() - began
+        return any(began + took / 4 < at < began + took * 3 / 4 for at in looks)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        assert any(is_looked_at() for _ in range(5))
+    finally:
+        is_over.set()
+        thread.join()

@@ -391,11 +391,8 @@ cdef class Plan:
         cdef int64_t count = answer.request.count
         try:
             self.windows_ready(answer)
-            if count < RELEASE_MIN:
+            with nogil:                           # also for one: its window may be of a million rows
                 read_group(&self.view, &answer.scratch, count, 0, count)
-            else:
-                with nogil:
-                    read_group(&self.view, &answer.scratch, count, 0, count)
             self.finish_windows(answer)
         except BaseException:
             if self.unpin(pin):               # else it may come of bytes that were not meant for us
@@ -430,7 +427,7 @@ cdef class Plan:
         cdef int64_t count = answer.request.count
         self.keys_ready(answer)
         self.windows_ready(answer)
-        if count < RELEASE_MIN:
+        if count < RELEASE_MIN and not self.has_windows:    # one window may be of a million rows
             read_group(&self.view, &answer.scratch, count, 0, count)
         else:
             with nogil:
