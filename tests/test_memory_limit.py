@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -134,3 +136,20 @@ def test_a_delete_that_runs_out_of_room_says_how_many_it_deleted(store: Store) -
         store.delete("v", {"user_id": keys[-640:]})
     others = store.get_online_features(["v:x"], {"user_id": np.arange(KEYS_MAX + 1, KEYS_MAX + 10, 2)}).statuses["v"]
     assert (others == Status.PRESENT).all()
+
+
+LIMITED = """
+import resource
+from fastfeat._core.arena import Arena
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (33 << 20),) * 2)
+for _ in range(100):
+    Arena(32 << 20)
+print(Arena(32 << 20).capacity)
+"""
+
+
+def test_all_the_address_space_that_a_process_may_have_can_be_an_arena() -> None:
+    """Room for the place to be one where huge pages may lie is a wish."""
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False)
+    assert done.stdout == f"{32 << 20}\n", done.stderr

@@ -22,7 +22,7 @@ Ownership:   the Arena object owns the mapping; views and tables borrow it and h
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.mman cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, mmap, munmap,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 
 import hashlib
@@ -60,22 +60,17 @@ cdef enum:
 
 
 cdef void* mapping(uint64_t size, int protection, int flags, int fd) noexcept nogil:
-    """mmap to where huge pages may lie: without a word of ours files are mapped anywhere. MAP_FAILED: refused."""
+    """mmap to where huge pages may lie: without a word of ours files are mapped anywhere. MAP_FAILED: refused.
+
+    The place is a wish, not MAP_FIXED: what another thread maps there meanwhile is left alone, and small pages will do.
+    """
     cdef uint64_t whole = size + HUGE_SIZE
-    cdef void* reserved = mmap(NULL, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    cdef uint64_t start
-    cdef void* base
-    if reserved == MAP_FAILED:
-        return MAP_FAILED
-    start = (<uint64_t>reserved + HUGE_SIZE - 1) & ~(<uint64_t>HUGE_SIZE - 1)
-    base = mmap(<void*>start, size, protection, flags | MAP_FIXED, fd, 0)
-    if base == MAP_FAILED:
-        munmap(reserved, whole)
-        return MAP_FAILED
-    if start > <uint64_t>reserved:
-        munmap(reserved, start - <uint64_t>reserved)
-    munmap(<void*>(start + size), <uint64_t>reserved + whole - start - size)
-    return base
+    cdef void* found = mmap(NULL, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    cdef uint64_t start = 0
+    if found != MAP_FAILED:
+        munmap(found, whole)
+        start = (<uint64_t>found + HUGE_SIZE - 1) & ~(<uint64_t>HUGE_SIZE - 1)
+    return mmap(<void*>start, size, protection, flags, fd, 0)
 
 
 cdef inline uint64_t pages(uint64_t size) noexcept nogil:
