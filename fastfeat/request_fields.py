@@ -36,6 +36,7 @@ INTEGERS: Final = {
     **{f"int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
     **{f"uint{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
 }
+FINER: Final = frozenset({"us", "ns", "ps", "fs", "as"})  # units of datetime64 that microseconds reach all of
 WIRE: Final = {name: np.dtype(DType(name).numpy).newbyteorder("<") for name in SCALAR_WIDTH}
 PLAIN_TIME: Final = "int64"  # a timestamp as plain values have it: microseconds since 1970 UTC
 
@@ -175,7 +176,7 @@ def array_column(dtype: DType, values: NDArray[Any], what: str) -> Column:
     valid = np.ones(len(values), np.uint8)
     if isinstance(values, np.ma.MaskedArray):
         mask = np.ma.getmaskarray(values)
-        valid[mask.reshape(len(values), -1).any(axis=1) if dimensions == 2 else mask] = 0
+        valid[mask.any(axis=1) if dimensions == 2 else mask] = 0
         values = np.ma.getdata(values)
     if values.dtype.kind == "M":
         valid[np.isnat(values)] = 0
@@ -195,8 +196,8 @@ def number_array(dtype: DType, values: NDArray[Any], what: str) -> NDArray[Any]:
     name, kind = dtype.element or dtype.name, values.dtype.kind
     if name == "bool" and kind == "b":
         return np.array(values, order="C").view(np.uint8)
-    if name == "timestamp" and kind == "M":
-        values, kind = values.astype("datetime64[us]").view(np.int64), "i"
+    if name == "timestamp" and kind == "M" and np.datetime_data(values.dtype)[0] != "generic":
+        values, kind = microseconds(values, what), "i"
     if kind not in ("iuf" if name in FLOATS else "iu") or name == "bool":
         raise DataError(
             f"{what}: an array of {values.dtype} is declared {dtype}; convert it, as with .astype(...), or declare"
@@ -214,6 +215,16 @@ def number_array(dtype: DType, values: NDArray[Any], what: str) -> NDArray[Any]:
     if (too_large := np.isinf(out) & np.isfinite(values)).any():
         raise refusal(what, values, int(np.argmax(too_large.ravel())), "is too large for float32")
     return out
+
+
+def microseconds(values: NDArray[Any], what: str) -> NDArray[np.int64]:
+    """datetime64 as integers, floored. Raises DataError: beyond 64 bits, where NumPy's cast wraps around."""
+    times = values.astype("datetime64[us]")
+    if np.datetime_data(values.dtype)[0] not in FINER and (wrong := times.astype(values.dtype) != values).any():
+        at = int(np.argmax(wrong))
+        given = values[at].view(np.int64)
+        raise DataError(f"{what}: entity {at}: {given} of {values.dtype} is outside 0001-01-01 to 9999-12-31")
+    return times.view(np.int64)
 
 
 def refusal(what: str, values: NDArray[Any], at: int, why: str) -> DataError:

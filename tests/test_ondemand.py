@@ -340,6 +340,9 @@ UNFIT: list[tuple[str, Any, str]] = [
     ("float64", np.array([True, False]), "an array of bool is declared float64"),
     ("float32", np.array([1e39, 0]), "entity 0: 1e\\+39 is too large for float32"),
     ("timestamp", np.array([0, 2**62]), "entity 1: 4611686018427387904 is outside"),
+    ("timestamp", np.array([0, 18_446_744_073_710], "datetime64[s]"), "entity 1: 18446744073710 of datetime64\\[s\\]"),
+    ("timestamp", np.array([[0], [600_000]], "datetime64[Y]")[:, 0], "entity 1: 600000 of datetime64\\[Y\\]"),
+    ("timestamp", np.zeros(2, "datetime64"), "an array of datetime64 is declared timestamp"),
     ("timestamp", np.array([0.0, 1.0]), "an array of float64 is declared timestamp"),
     ("timestamp", [datetime(2020, 1, 1), None], "entity 0: datetime 2020-01-01 00:00:00 has no zone"),
     ("string", [1, "a"], "entity 0: 1 is int, not string"),
@@ -363,6 +366,12 @@ def test_what_does_not_fit_is_refused_by_name(dtype: str, given_values: Any, say
     with pytest.raises(DataError, match=says) as caught:
         column_of(Field("y", dtype).dtype, given_values, "feature 'v:y'")
     assert "feature 'v:y'" in str(caught.value)
+
+
+def test_a_masked_array_of_no_vectors_is_a_column() -> None:
+    dtype = Field("y", "vector<float64, 2>").dtype
+    valid, data, _ = column_of(dtype, np.ma.masked_array(np.ones((0, 2))), "feature 'v:y'")
+    assert (valid.shape, data.shape) == ((0,), (0, 2))
 
 
 NUMBERS: dict[str, st.SearchStrategy[Any]] = {
@@ -433,6 +442,20 @@ def test_an_answer_does_not_change_with_the_callers_arrays() -> None:
     result = store.get_online_features(["same:y"], {"x": x})
     x[:] = -1
     assert result.to_dict() == {"same:y": [0.0, 1.0, 2.0]}
+
+
+def test_integers_of_cs_other_64_bits_are_integers() -> None:
+    @on_demand_feature_view(
+        request=[Field("x", "int64")], schema=[Field("y", "int64"), Field("z", "uint64"), Field("t", "timestamp")]
+    )
+    def same(inputs: Any) -> Any:
+        x = inputs["x"].astype("longlong")
+        return {"y": x, "z": x.astype("ulonglong"), "t": x}
+
+    store = Store(capacity_bytes=8 << 20, clock=lambda: NOW_US)
+    store.apply(same)
+    matrix = store.get_feature_vectors(["same:y", "same:z", "same:t"], {"x": np.array([1, 2], "longlong")})
+    assert matrix.tolist() == [[1.0] * 3, [2.0] * 3]
 
 
 # Faults of a call -----------------------------------------------------------------------------------------------------
