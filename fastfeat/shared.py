@@ -143,13 +143,16 @@ class Sharing:
         return {"name": self.name, "generation": self.generation, "position": arena.position, "is_stale": False}
 
     def install(self) -> None:
-        """Let readers find the newest arena; those of older ones are told, and the files go."""
+        """Let readers find the newest arena; those of older ones are told, and the files go. Raises StorageError."""
         path = os.path.join(self.directory, "current")
-        with open(f"{path}.tmp", "w") as file:
-            os.fchmod(file.fileno(), 0o640)
-            os.fchown(file.fileno(), -1, self._gid)
-            file.write(f"{self.generation}\n")
-        os.rename(f"{path}.tmp", path)
+        try:
+            with open(f"{path}.tmp", "w") as file:
+                os.fchmod(file.fileno(), 0o640)
+                os.fchown(file.fileno(), -1, self._gid)
+                file.write(f"{self.generation}\n")
+            os.rename(f"{path}.tmp", path)
+        except OSError as error:  # such as of a file system that the arena's first pages have filled
+            raise StorageError(f"{path} can't be written: {error.strerror}; readers do not find the arena") from None
         self._is_installed = True
         for generation in self._generations():
             if generation != self.generation:

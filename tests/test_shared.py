@@ -592,6 +592,15 @@ def test_a_full_file_system_is_an_error_and_no_signal(tmp_path: Path) -> None:
         subprocess.run(["umount", place], check=True)
 
 
+def test_an_arena_that_readers_cannot_be_told_of_is_an_error_of_ours(name: str) -> None:
+    Path(name).mkdir()
+    in_its_way = Path(name) / "current.tmp"
+    in_its_way.mkdir()
+    with pytest.raises(StorageError, match="current can't be written: Is a directory"):
+        Store(CAPACITY, shared=name)
+    in_its_way.rmdir()
+
+
 def makes_huge_pages(directory: Path) -> bool:
     """Whether the system makes a huge page of two MiB of a file there, asked without a word of ours."""
     libc = ctypes.CDLL(None, use_errno=True)
