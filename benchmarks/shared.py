@@ -35,6 +35,7 @@ from .scale import read_all
 from .shared_store import WIDE, WIDE_PARTS
 
 FILLS: Final = 200
+CACHED: Final = 1_000  # entities that stay in the processor's caches
 MAY_MOUNT: Final = [] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]  # a command's opening
 FULL_SIZE: Final = 16 << 20  # bytes of the small file system
 RESTARTS: Final = 5
@@ -54,6 +55,7 @@ def measure_read(size: Size) -> Findings:
             one, many = client.get_feature_vector, client.get_feature_vectors
             keys = data.random_keys(entities, (size.calls[1],), 11).tolist()
             batches = list(data.random_keys(entities, (size.calls[100], 100), 12))
+            near = list(data.random_keys(min(entities, CACHED), (size.calls[100], 100), 14))
             out, wide_out, many_out = np.empty(50), np.empty(50 * WIDE_PARTS), np.empty((100, 50))
             check(findings, client, batches[0])
             findings.rates["shared.read.huge_pages"] = {"of_shared_memory": shared_huge_pages()}
@@ -62,15 +64,20 @@ def measure_read(size: Size) -> Findings:
                     Subject("1x50", lambda key: one(data.SERVICE, {"user_id": key}, out=out), keys),
                     Subject("1x200", lambda key: one(WIDE, {"user_id": key}, out=wide_out), keys),
                     Subject("100x50", lambda some: many(data.SERVICE, {"user_id": some}, out=many_out), batches),
+                    Subject("100x50.cached", lambda some: many(data.SERVICE, {"user_id": some}, out=many_out), near),
                 ],
                 max(size.calls.values()),
                 size.rounds,
             )
         floor = floor_of_gather(entities, size.calls[100], core)
+        floor_cached = floor_of_gather(min(entities, CACHED), size.calls[100], core)
     for what, found in latencies.items():
         findings.latencies[f"shared.read.{what}"] = found
     findings.latencies["shared.read.floor.100x50"] = floor
+    findings.latencies["shared.read.floor.100x50.cached"] = floor_cached
     findings.bars["shared.read.floor.100x50.p50_us"] = floor.at(50)
+    own = latencies["100x50.cached"].at(50) - floor_cached.at(50)
+    findings.bars["shared.read.least.100x50.p50_us"] = floor.at(50) + own
     for what, percent in (("1x50", 50), ("1x50", 99), ("1x200", 50), ("100x50", 50)):
         findings.bars[f"shared.read.{what}.p{percent}_us"] = latencies[what].at(percent)
     return findings
