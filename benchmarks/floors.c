@@ -22,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { HUGE = 2 << 20, COLLAPSE = 25 /* MADV_COLLAPSE, which older headers lack */ };
+enum { HUGE = 2 << 20 };
 enum { LINE = 64, VALUES = 50, ROW_SIZE = 448, BATCH = 100 }; /* a row is 400 bytes: seven lines */
 enum { THREADS = 2, PARTITIONS = 128, WINDOWS = 3, MOMENTS = 512 };
 
@@ -79,7 +79,7 @@ static struct slot *slot_of(const struct table *table, uint64_t key)
     return &table->slots[i];
 }
 
-/* in huge pages where the system makes them, as the store's memory is */
+/* in pages as a store's arena has them: huge only where /dev/shm is mounted so */
 static char *shared_memory(size_t size)
 {
     size = (size + HUGE - 1) / HUGE * HUGE;
@@ -91,7 +91,6 @@ static char *shared_memory(size_t size)
     char *memory = mmap(place, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE, file, 0);
     if (memory == MAP_FAILED)
         fail("shared memory");
-    madvise(memory, size, COLLAPSE);
     return memory;
 }
 

@@ -53,7 +53,6 @@ cdef enum:
     CAPACITY_MIN = 1048576
     POPULATE_READ = 22            # MADV_POPULATE_..., which older headers lack
     POPULATE_WRITE = 23
-    COLLAPSE = 25
     HUGE_SIZE = 2097152           # bytes of a huge page; where it is another, there are none
     BACKED_AT_ONCE = 4194304      # bytes of a file given pages in one call: writers wait meanwhile
     CATALOGUE_HEAD = 16           # size u64, digest u64
@@ -380,17 +379,7 @@ cdef bint pages_give(const ArenaView* arena, uint64_t start, uint64_t size) noex
     """Have the system give pages to these bytes. False: it has none.
 
     Why not by posix_fallocate alone: it takes small pages where the mapping asked for huge ones.
-    Why collapse: a file system in memory gives small pages unless it is mounted otherwise, but makes them into huge
-    ones for who asks (Linux 6.1). A page of each must be there: in a hole it sees nothing to collapse. That it cannot,
-    or has no huge pages left, is no error: what it leaves gets small ones.
     """
-    cdef uint64_t first = (start + HUGE_SIZE - 1) & ~(<uint64_t>HUGE_SIZE - 1)
-    cdef uint64_t at = first
-    if arena.fd >= 0:
-        while at + HUGE_SIZE <= start + size and madvise(arena.base + at, PAGE_SIZE, POPULATE_WRITE) == 0:
-            at += HUGE_SIZE
-        if at > first:
-            madvise(arena.base + first, at - first, COLLAPSE)
     return madvise(arena.base + start, size, POPULATE_WRITE) == 0 or (
         arena.fd >= 0 and posix_fallocate(arena.fd, start, size) == 0
     )
