@@ -114,10 +114,12 @@ def get(connection: Connection, request_id: int, params: object) -> None:
     if server.writer_path and wanted is not Format.ARROW and not is_computed:
         connection.to_writer().get(request_id, plan, asked)
         return
-    entities = entity_columns(plan, asked[1])
-    count = check_entities(entities, "GET", server.config.entities_max)
 
-    def make(of: Any) -> object:
+    def read() -> tuple[dict[str, Any], int]:
+        entities = entity_columns(plan, asked[1])
+        return entities, check_entities(entities, "GET", server.config.entities_max)
+
+    def make(of: Any, entities: dict[str, Any]) -> object:
         if wanted is Format.ARROW:
             return arrow_answer(of, entities, asked, limit)
         if is_computed:
@@ -125,18 +127,22 @@ def get(connection: Connection, request_id: int, params: object) -> None:
         return Frame(answer_frame(of, request_id, asked, limit, reply_type))
 
     def answer() -> object:
+        entities, count = read()
         try:
-            return server.pace.in_thread(plan, count, lambda: make(plan)) if is_computed else make(plan)
+            if is_computed:
+                return server.pace.in_thread(plan, count, lambda: make(plan, entities))
+            return make(plan, entities)
         except BeforeHistory as error:
             if server.writer_path:
                 return AskWriter(plan, asked)
             if not server.is_durable:
                 raise
-            return make(server.store.past(plan, entities, error))
+            return make(server.store.past(plan, entities, error), entities)
 
-    if is_computed and wanted is not Format.ARROW and server.pace.is_quick(plan, count):
+    if is_computed and wanted is not Format.ARROW and server.pace.is_quick(plan, wire_count(asked[1])):
+        entities, _ = read()
         try:
-            session.reply(request_id, server.pace.at_once(plan, lambda: make(plan)))
+            session.reply(request_id, server.pace.at_once(plan, lambda: make(plan, entities)))
             return
         except BeforeHistory:
             pass  # files are for threads
@@ -175,6 +181,15 @@ def computed_answer(
         return [*stamps, count, column_parts(columns)]
     matrix = plan.matrix_of(columns, "float64" if wanted is Format.FLOAT64 else "float32")
     return [*stamps, count, matrix.shape[1], matrix.tobytes()]
+
+
+def wire_count(given: object) -> int:
+    """How many entities there are, before anything is read: reading many is not for the event loop."""
+    parts = given if isinstance(given, list) else []
+    counts = [
+        len(part) // 8 if isinstance(part, bytes) else len(part) for part in parts if isinstance(part, bytes | list)
+    ]
+    return max(counts, default=0)
 
 
 def entity_columns(plan: Any, given: object) -> dict[str, Any]:
