@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from fastfeat_server import requests
 from fastfeat_server.pace import ENTITIES_MAX, PROVEN_MIN, QUICK_SECONDS, TURN_SECONDS, Pace
 
 from fastfeat import DataError, Store, connect
@@ -155,3 +156,23 @@ def test_rows_that_left_memory_are_for_threads(tmp_path: Path) -> None:
             entity = {"user_id": 1, "amount": 5.0}
             assert client.get_feature_vector(SHARE, entity, as_of=NOW_US - 2 * HOUR_US).tolist() == [0.25]
             assert client.get_feature_vector(SHARE, entity).tolist() == [0.5]
+
+
+def test_the_entities_of_a_large_request_are_read_by_a_thread(
+    store: Store, plan: ComputedPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers: list[int] = []
+
+    def watched(*given: Any) -> Any:
+        readers.append(threading.get_ident())
+        return read(*given)
+
+    read = requests.entity_columns
+    monkeypatch.setattr(requests, "entity_columns", watched)
+    with serving(store) as server, connect(server.url) as client:
+        server.server.pace._quick[plan] = PROVEN_MIN
+        client.get_feature_vectors(SHARE, ROWS[:1] * (ENTITIES_MAX + 1))
+        assert server._thread.ident not in readers
+        server.server.pace._quick[plan] = PROVEN_MIN
+        client.get_feature_vectors(SHARE, ROWS[:1] * ENTITIES_MAX)
+        assert server._thread.ident in readers
