@@ -112,11 +112,11 @@ class ComputedPlan:
         as_of: int | None,
         known_at: int | None,
         out: NDArray[Any] | None,
-        dtype: Any = "float64",
+        dtype: Any = None,
     ) -> NDArray[Any]:
         """As Plan.matrix."""
         self.check_matrix()
-        target = float_type(dtype)
+        target = float_type(getattr(out, "dtype", FLOAT64) if dtype is None else dtype)
         _, columns = self._read(entity_rows, as_of, known_at, None)
         shape = len(columns[0][0]), self.matrix_columns
         matrix = np.empty(shape, target) if out is None else check_out(out, shape, target)

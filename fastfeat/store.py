@@ -655,12 +655,14 @@ class Store:
         plan = self._plans.get(features) if type(features) is str else None
         if plan is None:
             plan = self._plan(features)
-        dtype = "float64" if out is None else getattr(out, "dtype", "float64")
-        event_us, known_us = us(as_of, "as_of"), us(known_at, "known_at")
+        if as_of is not None:
+            as_of = to_us(as_of, "as_of")
+        if known_at is not None:
+            known_at = to_us(known_at, "known_at")
         try:
-            return plan.matrix(entity_rows, event_us, known_us, out, dtype)
+            return plan.matrix(entity_rows, as_of, known_at, out)
         except BeforeHistory as error:
-            return self.past(plan, entity_rows, error).matrix(entity_rows, event_us, known_us, out, dtype)
+            return self.past(plan, entity_rows, error).matrix(entity_rows, as_of, known_at, out)
 
     def get_historical_features(
         self,

@@ -29,6 +29,7 @@ cdef struct PlanViewPart:     # one view of the plan
     const WindowPlan* windows     # NULL: point reads
     uint32_t key              # which of the plan's keys
     uint32_t null_words
+    uint32_t row_bytes        # of a row that the plan reads, from its start
     uint32_t features_first   # into PlanView.by_view
     uint32_t features_count
     uint32_t runs_first
@@ -66,9 +67,10 @@ cdef struct Scratch:          # of one request: per view (or key) x entity
 cdef void read_group(
     const PlanView* plan, const Scratch* s, int64_t count, int64_t low, int64_t high,
 ) noexcept nogil
-# What read_group found as a row-major matrix: float32 where `line`, room for a row of float64, is given, else float64.
+# What read_group found of entities [low, high), into their lines of a row-major matrix: float32 where `line`, room for
+# a row of float64, is given, else float64.
 cdef void copy_rows(
-    const PlanView* plan, const Scratch* s, int64_t count, void* matrix, double* line,
+    const PlanView* plan, const Scratch* s, int64_t count, int64_t low, int64_t high, void* matrix, double* line,
 ) noexcept nogil
 cdef void column_valid(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* valid) noexcept nogil
 cdef void column_fixed(const PlanFeature* feature, const uint8_t** rows, int64_t count, uint8_t* data) noexcept nogil

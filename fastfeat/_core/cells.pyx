@@ -19,7 +19,7 @@ from libc.math cimport NAN
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from .atomics cimport ff_unlikely, load_once_u32, prefetch
+from .atomics cimport ff_unlikely, load_once_u32
 from .codec cimport (
     CODEC_OK, Writer, writer_array, writer_bin, writer_bool, writer_float32, writer_float64, writer_int, writer_nil,
     writer_str, writer_uint,
@@ -28,12 +28,17 @@ from .columns cimport (
     BOOL, BYTES, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, STRING, TIMESTAMP, UINT8, UINT16, UINT64, VECTOR,
     cell_double, row_is_null,
 )
-from .timeline cimport cell_bytes, timelines_as_of
+from .timeline cimport cell_bytes, lines_of, timelines_as_of
 from .windows cimport windows_read
 
-cdef enum:
-    AHEAD = 8                 # rows on their way from memory while one is copied; more only queue for line buffers
-    LINE = 64
+cdef extern from "copying.h" nogil:
+    ctypedef struct CopyPlan:
+        uint64_t lines
+        uint64_t null_words
+        uint64_t offset
+        uint64_t size
+        uint64_t out_stride
+    int64_t copy_whole(const CopyPlan* plan, const uint8_t** rows, int64_t i, int64_t count, uint8_t* out) noexcept
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -53,7 +58,7 @@ cdef void read_group(
             )
             continue
         timelines_as_of(
-            part.table, &s.keys[part.key], s.hashes + part.key * count, low, high,
+            part.table, part.row_bytes, &s.keys[part.key], s.hashes + part.key * count, low, high,
             s.event_us, s.known_us, s.step, s.rows + v * count, s.statuses + v * count, s.event_times + v * count,
         )
 
@@ -112,57 +117,66 @@ cdef inline void row_to_float64(
             feature_to_float64(feature, row, out)
 
 
-cdef inline void prefetch_rows(const PlanView* plan, const Scratch* s, int64_t count, int64_t i) noexcept nogil:
-    """Ask for entity i's rows of every view, if there is such an entity."""
-    cdef const uint8_t* row
-    cdef uint32_t v
-    cdef uint32_t at
-    if i >= count:
-        return
-    for v in range(plan.views_count):
-        row = s.rows[v * count + i]
-        if row != NULL:
-            for at in range(0, plan.views[v].table.row_stride, 64):    # LINE
-                prefetch(row + at)
-
-
-cdef void copy_float64(
-    const PlanView* plan, const Scratch* s, int64_t count, double* out,
+cdef void copy_run(
+    const PlanView* plan, const PlanViewPart* part, const uint8_t** rows, int64_t count, double* out,
 ) noexcept nogil:
-    """Rows into a row-major float64 matrix."""
+    """Of a view whose features are float64 that lie side by side, as most views' are."""
+    cdef const PlanRun* run = &plan.runs[part.runs_first]
+    cdef CopyPlan copying
+    cdef int64_t i = 0
+    copying.lines = lines_of(part.row_bytes)
+    copying.null_words = part.null_words
+    copying.offset = run.offset
+    copying.size = 8 * <uint64_t>run.count
+    copying.out_stride = 8 * <uint64_t>plan.matrix_columns
+    while True:
+        i = copy_whole(&copying, rows, i, count, <uint8_t*>(out + run.out_column))
+        if i == count:
+            return
+        row_to_float64(plan, part, rows[i], out + i * plan.matrix_columns)
+        i += 1
+
+
+cdef void copy_cells(
+    const PlanView* plan, const PlanViewPart* part, const uint8_t** rows, int64_t count, double* out,
+) noexcept nogil:
     cdef int64_t i
-    cdef uint32_t v
-    for i in range(AHEAD):
-        prefetch_rows(plan, s, count, i)
     for i in range(count):
-        prefetch_rows(plan, s, count, i + AHEAD)
-        for v in range(plan.views_count):
-            row_to_float64(plan, &plan.views[v], s.rows[v * count + i], out)
+        row_to_float64(plan, part, rows[i], out)
         out += plan.matrix_columns
 
 
 cdef void copy_float32(
-    const PlanView* plan, const Scratch* s, int64_t count, float* out, double* line,
+    const PlanView* plan, const Scratch* s, int64_t count, int64_t low, int64_t high, float* out, double* line,
 ) noexcept nogil:
     """Rows into a row-major float32 matrix; `line` has room for one row as float64."""
     cdef int64_t i
     cdef uint32_t v
-    for i in range(count):
-        prefetch_rows(plan, s, count, i + AHEAD)
+    for i in range(low, high):
         for v in range(plan.views_count):
             row_to_float64(plan, &plan.views[v], s.rows[v * count + i], line)
         for v in range(plan.matrix_columns):
-            put_float32(out + v, <float>line[v])
-        out += plan.matrix_columns
+            put_float32(out + i * plan.matrix_columns + v, <float>line[v])
 
 
 cdef void copy_rows(
-    const PlanView* plan, const Scratch* s, int64_t count, void* matrix, double* line,
+    const PlanView* plan, const Scratch* s, int64_t count, int64_t low, int64_t high, void* matrix, double* line,
 ) noexcept nogil:
+    cdef const PlanViewPart* part
+    cdef const uint8_t** rows
+    cdef double* out
+    cdef uint32_t v
     if line != NULL:
-        copy_float32(plan, s, count, <float*>matrix, line)
-    else:
-        copy_float64(plan, s, count, <double*>matrix)
+        copy_float32(plan, s, count, low, high, <float*>matrix, line)
+        return
+    for v in range(plan.views_count):
+        part = &plan.views[v]
+        rows = s.rows + v * count + low
+        out = <double*>matrix + low * plan.matrix_columns
+        if part.runs_count == 1 and part.rest_count == 0:
+            copy_run(plan, part, rows, high - low, out)
+        else:
+            copy_cells(plan, part, rows, high - low, out)
 
 
 cdef inline bint has_value(const PlanFeature* feature, const uint8_t* row) noexcept nogil:

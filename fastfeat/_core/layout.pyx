@@ -25,7 +25,7 @@ All offsets count from the arena's first byte. 0 is never a valid offset of anyt
 
 from .atomics cimport FF_IS_DEBUG
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 IS_DEBUG = bool(FF_IS_DEBUG)
 
 

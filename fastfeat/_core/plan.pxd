@@ -54,6 +54,7 @@ cdef class Plan:
     cdef int resolve(self, Answer answer) except -1
     cdef int check_history(self, Answer answer) except -1
     cdef int check_matrix(self) except -1
+    cdef object matrix_for(self, int64_t count, object out, object dtype)
     cdef int write_stamps(self, Answer answer, Writer* out) except -1
     cdef int write_matrix(self, Answer answer, bint single, Writer* out) except -1
     cdef int write_columns(self, Answer answer, Writer* out) except -1

@@ -33,7 +33,7 @@ class Plan:
         as_of: int | None,
         known_at: int | None,
         out: npt.NDArray[Any] | None,
-        dtype: npt.DTypeLike = "float64",
+        dtype: npt.DTypeLike | None = None,
     ) -> npt.NDArray[Any]: ...
     def spans(
         self, feature: str, entity_row: Mapping[str, object], as_of: int | None, known_at: int | None

@@ -33,7 +33,7 @@ from .layout cimport EVER
 from .request cimport Request
 from .status cimport BEFORE_HISTORY, TORN
 from .table cimport Clock, Table
-from .timeline cimport TableView, keys_hash
+from .timeline cimport GROUP, TableView, keys_hash
 from .window_views cimport Windows
 from .windows cimport scratch_begin, scratch_free, window_spans
 from .values import TIME_MAX_US, TIME_MIN_US
@@ -55,7 +55,6 @@ cdef enum Format:
 cdef int64_t time_min = TIME_MIN_US
 cdef int64_t time_max = TIME_MAX_US
 
-FLOAT64_TYPE = np.dtype("float64")
 NUMPY_OF_KIND = ("u1", "<i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f4", "<f8", "<i8")
 cdef int[12] numpy_number = [np.dtype(name).num for name in NUMPY_OF_KIND]
 
@@ -217,6 +216,7 @@ cdef class Plan:
         cdef RowLayout layout
         cdef FieldView* field
         cdef PlanFeature* feature
+        cdef PlanViewPart* part
         cdef uint32_t out_column = 0
         cdef uint32_t at = 0
         cdef uint32_t v
@@ -237,6 +237,8 @@ cdef class Plan:
             feature.element_kind = field.element_kind
             feature.element_width = field.element_width
             feature.out_column = out_column
+            part = &self.view.views[feature.view]
+            part.row_bytes = max(part.row_bytes, field.offset + field.width)
             out_column += self.dtypes[i].matrix_columns
         for v in range(self.view.views_count):
             self.view.views[v].features_first = at
@@ -399,7 +401,7 @@ cdef class Plan:
                 free(line)
                 raise
             return False
-        copy_rows(&self.view, &answer.scratch, count, matrix, line)
+        copy_rows(&self.view, &answer.scratch, count, 0, count, matrix, line)
         return self.unpin(pin)
 
     cdef int pin(self) noexcept:
@@ -415,8 +417,12 @@ cdef class Plan:
         """Read and leave. False: expelled meanwhile, see readers.pyx; read again."""
         cdef const PlanView* plan = &self.view
         cdef int64_t count = answer.request.count
-        read_group(plan, &answer.scratch, count, 0, count)
-        copy_rows(plan, &answer.scratch, count, matrix, line)
+        cdef int64_t low
+        cdef int64_t high
+        for low in range(0, count, 128):  # GROUP
+            high = low + GROUP if low + GROUP < count else count
+            read_group(plan, &answer.scratch, count, low, high)
+            copy_rows(plan, &answer.scratch, count, low, high, matrix, line)
         return arena_unpin(&plan.stored.arena, pin)
 
     cdef bint unpin(self, int pin) noexcept:
@@ -484,21 +490,32 @@ cdef class Plan:
         self.give_back(answer)
         return vector
 
-    def matrix(self, entity_rows, as_of, known_at, out, dtype="float64"):
-        """The entities' features as a float64 or float32 matrix [n, matrix_columns]; NaN where there is no value."""
+    def matrix(self, entity_rows, as_of, known_at, out, dtype=None):
+        """The entities' features as a float64 or float32 matrix [n, matrix_columns]; NaN where there is no value.
+
+        dtype: None is that of `out`, float64 where there is none.
+        """
         cdef Answer answer
         cdef cnp.ndarray matrix
-        self.check_matrix()
-        kind = FLOAT64_TYPE if dtype == "float64" else np.dtype(dtype)
-        if kind is not FLOAT64_TYPE and kind not in (np.float64, np.float32):
-            raise DataError(f"dtype {dtype!r} is not float64 or float32; read columns for other types")
+        if self.matrix_columns == 0:
+            self.check_matrix()
         answer = self.begin(as_of, known_at)
         answer.request.set_rows(entity_rows)
-        shape = (answer.request.count, self.matrix_columns)
-        matrix = np.empty(shape, kind) if out is None else self.checked_out(out, shape, kind)
-        self.fill(answer, cnp.PyArray_DATA(matrix), kind.itemsize == 4)
+        if dtype is None and takes_matrix(out, answer.request.count, self.matrix_columns):
+            matrix = <cnp.ndarray>out
+        else:
+            matrix = self.matrix_for(answer.request.count, out, dtype)
+        self.fill(answer, cnp.PyArray_DATA(matrix), cnp.PyArray_TYPE(matrix) == cnp.NPY_FLOAT)
         self.give_back(answer)
         return matrix
+
+    cdef object matrix_for(self, int64_t count, object out, object dtype):
+        """A new matrix for so many entities, or `out` if it will do. Raises DataError."""
+        kind = np.dtype(getattr(out, "dtype", np.float64) if dtype is None else dtype)
+        if kind != np.float64 and kind != np.float32:
+            raise DataError(f"dtype {str(kind)!r} is not float64 or float32; read columns for other types")
+        shape = (count, self.matrix_columns)
+        return np.empty(shape, kind) if out is None else self.checked_out(out, shape, kind)
 
     def checked_out(self, out, tuple shape, kind):
         """`out`, if it can take the answer as it is. Raises DataError."""
@@ -791,6 +808,16 @@ cdef inline bint takes_vector(out, cnp.npy_intp size):
     return (
         cnp.PyArray_CheckExact(out) and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.NPY_DOUBLE
         and cnp.PyArray_NDIM(<cnp.ndarray>out) == 1 and cnp.PyArray_DIM(<cnp.ndarray>out, 0) == size
+        and cnp.PyArray_CHKFLAGS(<cnp.ndarray>out, cnp.NPY_ARRAY_CARRAY)
+    )
+
+
+cdef inline bint takes_matrix(out, cnp.npy_intp rows, cnp.npy_intp columns):
+    """As takes_vector, of a float64 matrix."""
+    return (
+        cnp.PyArray_CheckExact(out) and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.NPY_DOUBLE
+        and cnp.PyArray_NDIM(<cnp.ndarray>out) == 2 and cnp.PyArray_DIM(<cnp.ndarray>out, 0) == rows
+        and cnp.PyArray_DIM(<cnp.ndarray>out, 1) == columns
         and cnp.PyArray_CHKFLAGS(<cnp.ndarray>out, cnp.NPY_ARRAY_CARRAY)
     )
 

@@ -32,7 +32,7 @@ from .codec cimport (
 )
 from .columns cimport INT64, STRING, UINT64, KeyView, RowBatch, RowLayout, batch_of_keys, key_at, key_size
 from .columns import KEY_SIZE_MAX
-from .index cimport hash_bytes, hash_u64
+from .index cimport hash_bytes, hash_u64s
 
 cdef uint32_t key_size_max = KEY_SIZE_MAX
 
@@ -136,9 +136,9 @@ cdef class Request:
         self.batch = None
         if type(entity_rows) is list:           # whether it is a Mapping takes as long as one entity
             return self.set_list(entity_rows)
-        if isinstance(entity_rows, RowBatch):
+        if type(entity_rows) is not dict and isinstance(entity_rows, RowBatch):
             return self.set_batch(entity_rows)
-        if isinstance(entity_rows, dict) or isinstance(entity_rows, Mapping):
+        if type(entity_rows) is dict or isinstance(entity_rows, Mapping):
             for c in range(self.columns_count):
                 if self.names[c] not in entity_rows:
                     raise missing_key(self, entity_rows)
@@ -211,14 +211,14 @@ cdef class Request:
 
     cdef int set_column(self, Py_ssize_t column, object values) except -1:
         cdef int64_t i
+        if self.kinds[column] == INT64 and is_int64_vector(values):
+            self.column_room(column, cnp.PyArray_DIM(<cnp.ndarray>values, 0))
+            memcpy(self.columns[column].ints, cnp.PyArray_DATA(<cnp.ndarray>values), self.count * 8)
+            return 0
         if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
             raise DataError(
                 f"join key {self.names[column]!r}: {type(values).__name__} is not a column; give a list or an array"
             )
-        if self.kinds[column] == INT64 and is_int64_vector(values):
-            self.column_room(column, len(values))
-            memcpy(self.columns[column].ints, cnp.PyArray_DATA(<cnp.ndarray>values), self.count * 8)
-            return 0
         if self.kinds[column] != STRING and isinstance(values, np.ndarray):
             return self.set_ints(column, values)
         if hasattr(values, "to_pylist"):
@@ -460,10 +460,10 @@ def hash_keys(names, types, entity_rows):
     hashes = np.empty(keys.count, np.uint64)
     cdef uint64_t* out = <uint64_t*>cnp.PyArray_DATA(hashes)
     with nogil:
-        for i in range(keys.count):
-            if keys.offsets == NULL:
-                out[i] = hash_u64(seed, (<const uint64_t*>keys.data)[i])
-            else:
+        if keys.offsets == NULL:
+            hash_u64s(seed, <const uint64_t*>keys.data, keys.count, out)
+        else:
+            for i in range(keys.count):
                 out[i] = hash_bytes(seed, key_at(&keys, i), key_size(&keys, i))
     return hashes
 

@@ -5,11 +5,12 @@ from libc.string cimport memcmp, memcpy
 from .arena cimport ArenaView, arena_end
 from .atomics cimport atomic_load_u32, atomic_load_u64, ff_unlikely, load_once_u16, load_once_u64, prefetch
 from .columns cimport Cell, KeyView
-from .index cimport NOWHERE, Slot, slots_are_inside, slots_mask, slots_next_block, slots_of
+from .index cimport NOWHERE, Slot, slot_line, slots_are_inside, slots_mask, slots_next_block, slots_of
 from .layout cimport BLOCK_HEADER_SIZE, STAMP_SIZE, BlockHeader, DirectoryEntry, ShardHeader, TimelineHead
 
 cdef enum:
     GROUP = 128               # entities whose cache misses overlap
+    FETCH_MAX = 2048          # bytes of one row that are fetched at once: of a group, what the second cache holds
     LINE = 64
     TILE = 8                  # rows that a tile sums
     ROW_HEAP_MAX = 1 << 24    # columns.HEAP_SIZE_MAX
@@ -172,11 +173,16 @@ cdef inline const uint8_t* cell_bytes(
     return table.arena.base + heap_at + 8 + cell.offset
 
 
-cdef inline uint64_t next_block(const TableView* view, uint64_t word, uint64_t hash, uint64_t* at) noexcept nogil:
+cdef inline uint64_t next_block(const TableView* view, uint64_t word, uint64_t hash, uint64_t* step) noexcept nogil:
     """slots_next_block in the slots that `word` names."""
     if ff_unlikely(not slots_are_inside(&view.arena, word)):
         return NOWHERE
-    return slots_next_block(slots_of(view.arena.base, word), slots_mask(word), hash, at)
+    return slots_next_block(slots_of(view.arena.base, word), slots_mask(word), hash, step)
+
+
+cdef inline uint64_t lines_of(uint64_t size) noexcept nogil:
+    """Cache lines that hold `size` bytes, wherever they begin; they begin at a multiple of 8."""
+    return (size + LINE - 8 + LINE - 1) // LINE if size else 0
 
 
 cdef inline void prefetch_at(const TableView* view, uint64_t at) noexcept nogil:
@@ -187,23 +193,20 @@ cdef inline void prefetch_at(const TableView* view, uint64_t at) noexcept nogil:
 cdef inline void prefetch_slots(
     const TableView* view, const uint64_t* hashes, int64_t start, int64_t end,
 ) noexcept nogil:
+    cdef const uint8_t* base = view.arena.base
+    cdef const uint64_t* words = view.slots
+    cdef uint32_t shift = 63 - view.shard_bits
     cdef int64_t i
     cdef uint64_t word
-    for i in range(start, end):
-        word = atomic_load_u64(&view.slots[shard_of(view, hashes[i])])
-        prefetch_at(view, (word & ~<uint64_t>63) + (hashes[i] & slots_mask(word)) * sizeof(Slot))
-
-
-cdef inline void prefetch_lines(const TableView* view, uint64_t at, uint32_t size) noexcept nogil:
-    cdef uint32_t i
-    for i in range(0, size, 64):          # LINE
-        prefetch_at(view, at + i)
+    for i in range(start, end):           # shard_of and prefetch_at, with what does not change in locals
+        word = atomic_load_u64(&words[hashes[i] >> 1 >> shift])
+        prefetch(<const void*>(<uint64_t>base + slot_line(word, hashes[i])))
 
 
 cdef inline uint64_t first_block(const TableView* view, uint64_t hash) noexcept nogil:
     """Where the first block of this hash lies, not yet looked at, its first lines on their way; or 0."""
-    cdef uint64_t at = hash
-    cdef uint64_t block_at = next_block(view, atomic_load_u64(&view.slots[shard_of(view, hash)]), hash, &at)
+    cdef uint64_t step = 0
+    cdef uint64_t block_at = next_block(view, atomic_load_u64(&view.slots[shard_of(view, hash)]), hash, &step)
     if block_at != 0:
         prefetch_at(view, block_at)
         prefetch_at(view, block_at + LINE)
@@ -225,9 +228,9 @@ cdef uint8_t timeline_find(
 ) noexcept nogil
 
 # The kernel of every read: rows [low, high) of `keys`, entity i at (event_us[i * step], known_us[i * step]). `rows[i]`
-# is NULL unless PRESENT. The caller holds a pin.
+# is NULL unless PRESENT; its first `row_bytes` are on their way. The caller holds a pin.
 cdef void timelines_as_of(
-    const TableView* view, const KeyView* keys, const uint64_t* hashes, int64_t low, int64_t high,
+    const TableView* view, uint32_t row_bytes, const KeyView* keys, const uint64_t* hashes, int64_t low, int64_t high,
     const int64_t* event_us, const int64_t* known_us, int64_t step,
     const uint8_t** rows, uint8_t* statuses, int64_t* event_times,
 ) noexcept nogil

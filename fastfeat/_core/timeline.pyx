@@ -32,11 +32,12 @@ Source:      docs/SEMANTICS.md, "Point read".
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp
 
 from .arena cimport arena_end
-from .atomics cimport atomic_load_u64, copy_once, ff_unlikely, load_once_u64
+from .atomics cimport atomic_load_u64, copy_once, load_once_u64, prefetch, prefetch_far
 from .columns cimport KeyView, key_at, key_size
-from .index cimport hash_bytes, hash_u64
+from .index cimport LINE_SLOTS, Slot, hash_bytes, hash_u64s, slot_line
 from .layout cimport BLOCK_HEADER_SIZE, NEVER, STAMP_SIZE, BlockHeader, DirectoryEntry, TimelineHead
 from .status cimport BEFORE_HISTORY, DELETED, EXPIRED, NOT_FOUND, PRESENT, TORN
 
@@ -46,8 +47,7 @@ cdef void keys_hash(
     """Hash keys [low, high) into hashes[low:high]."""
     cdef int64_t i
     if keys.offsets == NULL:
-        for i in range(low, high):
-            hashes[i] = hash_u64(view.seed, (<const uint64_t*>keys.data)[i])
+        hash_u64s(view.seed, <const uint64_t*>keys.data + low, high - low, hashes + low)
     else:
         for i in range(low, high):
             hashes[i] = hash_bytes(view.seed, key_at(keys, i), key_size(keys, i))
@@ -158,14 +158,14 @@ cdef uint8_t timeline_find(
 ) noexcept nogil:
     """Open the entity's tail block: PRESENT, NOT_FOUND or TORN."""
     cdef uint64_t word = atomic_load_u64(&view.slots[shard_of(view, hash)])
-    cdef uint64_t at = hash
-    cdef uint64_t block_at = next_block(view, word, hash, &at)
+    cdef uint64_t step = 0
+    cdef uint64_t block_at = next_block(view, word, hash, &step)
     while block_at != 0:
         if not block_open(view, block_at, block):
             return TORN
         if block_has_key(block, key, size):
             return PRESENT
-        block_at = next_block(view, word, hash, &at)
+        block_at = next_block(view, word, hash, &step)
     return NOT_FOUND
 
 
@@ -176,41 +176,166 @@ cdef BlockHeader* timeline_block(
     return block.header if timeline_find(view, hash, key, size, &block) == PRESENT else NULL
 
 
+cdef const uint8_t* timeline_read(
+    const TableView* view, const KeyView* keys, int64_t i, uint64_t hash, int64_t event_us, int64_t known_us,
+    uint8_t* status, int64_t* event_time,
+) noexcept nogil:
+    """The read of one entity from its slot on, whatever it meets."""
+    cdef BlockView block
+    status[0] = timeline_find(view, hash, key_at(keys, i), key_size(keys, i), &block)
+    if status[0] == PRESENT:
+        return timeline_as_of(view, &block, event_us, known_us, status, event_time)
+    event_time[0] = 0
+    return NULL
+
+
+cdef inline void blocks_find(
+    const TableView* view, const uint64_t* hashes, int64_t count, uint64_t fetched, uint64_t* blocks_at,
+) noexcept nogil:
+    """first_block of up to GROUP hashes, whose slots are on their way; asks for `fetched` bytes of each block.
+
+    A search that leaves its first cache line waits until all others are done, while its next line comes: a miss that
+    the processor has to wait for takes longer than all else about an entity. What does not change is in locals.
+    """
+    cdef uint8_t later[GROUP]
+    cdef const uint8_t* base = view.arena.base
+    cdef const uint64_t* words = view.slots
+    cdef uint32_t shift = 63 - view.shard_bits
+    cdef uint64_t lines = lines_of(fetched)
+    cdef uint64_t last_at = arena_end(&view.arena) - LINE     # of a line that readers may touch
+    cdef uint64_t hash
+    cdef uint64_t line_at
+    cdef uint64_t block_at
+    cdef uint64_t found
+    cdef const Slot* slot
+    cdef int64_t waiting = 0
+    cdef int64_t i
+    cdef uint32_t step
+    for i in range(count):
+        hash = hashes[i]
+        line_at = slot_line(atomic_load_u64(&words[hash >> 1 >> shift]), hash)
+        block_at = 0
+        found = hash
+        if line_at <= last_at:            # whatever the word was: of it only this line is looked at
+            for step in range(LINE_SLOTS):
+                slot = <const Slot*>(base + line_at) + ((hash + step) & 3)
+                found = atomic_load_u64(&slot.hash)
+                if found == hash:
+                    block_at = atomic_load_u64(&slot.block_at)
+                    if block_at != 0:
+                        break
+                elif found == 0:
+                    break
+        blocks_at[i] = block_at
+        if block_at != 0:
+            prefetch_far(base + block_at, lines)
+        elif found != 0:
+            prefetch(<const void*>(<uint64_t>base + line_at + LINE))
+            later[waiting] = <uint8_t>i
+            waiting += 1
+    for i in range(waiting):
+        block_at = first_block(view, hashes[later[i]])
+        blocks_at[later[i]] = block_at
+        prefetch_far(<const void*>(<uint64_t>base + block_at), lines)
+
+
 cdef void timelines_as_of(
-    const TableView* view, const KeyView* keys, const uint64_t* hashes, int64_t low, int64_t high,
+    const TableView* view, uint32_t row_bytes, const KeyView* keys, const uint64_t* hashes, int64_t low, int64_t high,
     const int64_t* event_us, const int64_t* known_us, int64_t step,
     const uint8_t** rows, uint8_t* statuses, int64_t* event_times,
 ) noexcept nogil:
     cdef uint64_t blocks_at[GROUP]
-    cdef BlockView block
-    cdef uint8_t found
+    cdef uint64_t fetched = row_bytes if row_bytes < FETCH_MAX else FETCH_MAX
+    cdef bint is_packed = view.keep_rows == 1     # one row a block: where it lies is known before its header is
     cdef int64_t start
     cdef int64_t end
-    cdef int64_t i
     for start in range(low, high, 128):    # GROUP
         end = start + GROUP if start + GROUP < high else high
         if start == 0 and end > 1:
             prefetch_slots(view, hashes, start, end)
         if end < keys.count:              # the next group's, in this call or the next one
             prefetch_slots(view, hashes, end, end + GROUP if end + GROUP < keys.count else keys.count)
-        for i in range(start, end):
-            blocks_at[i - start] = first_block(view, hashes[i])
-        if end - start == 1 and blocks_at[0] != 0:
-            # Alone, there is nothing to overlap its misses with: ask for the whole packed row with its header.
-            prefetch_lines(view, blocks_at[0] + 2 * LINE, view.row_stride)
-        for i in range(start, end):
-            found = NOT_FOUND
-            if blocks_at[i - start] != 0:
-                found = PRESENT
-                if ff_unlikely(not block_open(view, blocks_at[i - start], &block)):
-                    found = TORN
-                elif not block_has_key(&block, key_at(keys, i), key_size(keys, i)):
-                    found = timeline_find(view, hashes[i], key_at(keys, i), key_size(keys, i), &block)
-            if found == PRESENT:
-                rows[i] = timeline_as_of(
-                    view, &block, event_us[i * step], known_us[i * step], &statuses[i], &event_times[i]
-                )
+        blocks_find(
+            view, hashes + start, end - start, BLOCK_HEADER_SIZE + 8 + STAMP_SIZE + fetched if is_packed else 2 * LINE,
+            blocks_at,
+        )
+        newest_read(
+            view, 0 if is_packed else fetched, keys, hashes, start, end, blocks_at, event_us, known_us, step,
+            rows, statuses, event_times,
+        )
+
+
+cdef inline void newest_read(
+    const TableView* view, uint64_t fetched, const KeyView* keys, const uint64_t* hashes, int64_t start, int64_t end,
+    const uint64_t* blocks_at, const int64_t* event_us, const int64_t* known_us, int64_t step,
+    const uint8_t** rows, uint8_t* statuses, int64_t* event_times,
+) noexcept nogil:
+    """timeline_read of entities [start, end), whose first blocks are known; asks for `fetched` bytes of each row.
+
+    Most reads are of an entity's newest row: of it no more is looked at than that, with what does not change in
+    locals. Whatever else there is, timeline_read meets from the slot on.
+    """
+    cdef const uint8_t* base = view.arena.base
+    cdef const uint64_t* ints = <const uint64_t*>keys.data if keys.offsets == NULL else NULL
+    cdef uint64_t arena_size = arena_end(&view.arena)     # every offset was loaded before: it covers them
+    cdef uint64_t row_stride = view.row_stride
+    cdef uint64_t ttl_us = atomic_load_u64(<const uint64_t*>&view.ttl_us)
+    cdef uint64_t lines = lines_of(fetched)
+    cdef uint64_t one_row = 1 | <uint64_t>1 << 32 | <uint64_t>8 << 48     # count, capacity and key_size of a header
+    cdef uint64_t one_size = BLOCK_HEADER_SIZE + 8 + STAMP_SIZE + row_stride
+    cdef const BlockHeader* header
+    cdef const uint64_t* key
+    cdef const int64_t* events
+    cdef const uint8_t* row
+    cdef uint64_t at
+    cdef uint64_t word
+    cdef uint64_t size
+    cdef uint32_t count
+    cdef uint32_t capacity
+    cdef uint32_t width
+    cdef int64_t event
+    cdef int64_t created
+    cdef int64_t i
+    for i in range(start, end):
+        at = blocks_at[i - start]
+        if at == 0:
+            event_times[i] = 0
+            statuses[i] = NOT_FOUND
+            rows[i] = NULL
+            continue
+        row = NULL
+        if is_inside(arena_size, at, BLOCK_HEADER_SIZE):
+            header = <const BlockHeader*>(base + at)
+            key = <const uint64_t*>(header + 1)
+            word = atomic_load_u64(<const uint64_t*>&header.count)
+            if word == one_row and ints != NULL:
+                if one_size <= arena_size - at and key[0] == ints[i]:
+                    event = <int64_t>load_once_u64(&key[1])
+                    created = <int64_t>key[2]
+                    row = <const uint8_t*>(key + 4)
             else:
-                rows[i] = NULL
-                statuses[i] = found
-                event_times[i] = 0
+                count = <uint32_t>word
+                capacity = (word >> 32) & 0xFFFF
+                width = word >> 48
+                size = BLOCK_HEADER_SIZE + key_padded(width) + <uint64_t>capacity * (STAMP_SIZE + row_stride)
+                if count - 1 < capacity and size <= arena_size - at and width == key_size(keys, i):   # 0 rows: not so
+                    if memcmp(key, key_at(keys, i), width) == 0:
+                        events = <const int64_t*>(<const uint8_t*>key + key_padded(width))
+                        event = <int64_t>load_once_u64(&events[count - 1])
+                        created = events[capacity + count - 1]
+                        row = <const uint8_t*>(events + 3 * capacity) + (count - 1) * row_stride
+        if row == NULL or event > event_us[i * step] or created > known_us[i * step]:
+            rows[i] = timeline_read(
+                view, keys, i, hashes[i], event_us[i * step], known_us[i * step], &statuses[i], &event_times[i]
+            )
+            continue
+        event_times[i] = event
+        # Why unsigned: the row is at or before event_us, and nothing else about their distance is known.
+        if <int64_t>ttl_us >= 0 and <uint64_t>event_us[i * step] - <uint64_t>event > ttl_us:
+            statuses[i] = EXPIRED
+            row = NULL
+        else:
+            statuses[i] = PRESENT
+            if lines:
+                prefetch_far(row, lines)
+        rows[i] = row

@@ -117,12 +117,12 @@ cdef Slot* slot_claim(
 ) noexcept nogil:
     """The entity's slot. An empty one is claimed, but not the last: NULL. Another key's of this hash is passed over."""
     cdef uint64_t word = view.slots[shard_of(view, hash)]
-    cdef uint64_t at = hash
+    cdef uint64_t step = 0
     cdef Slot* slot
     cdef BlockHeader* block
     is_claimed[0] = False
     while True:
-        slot = slot_find(slots_of(view.arena.base, word), slots_mask(word), hash, &at)
+        slot = slot_find(slots_of(view.arena.base, word), slots_mask(word), hash, &step)
         if slot.hash == 0:
             if taken >= slots_mask(word):
                 return NULL
@@ -134,7 +134,7 @@ cdef Slot* slot_claim(
             block = block_of(view, slot.block_at)
             if block.key_size == size and memcmp(block_key(block), key, size) == 0:
                 return slot
-        at += 1
+        step += 1
 
 
 cdef Status pending_add(
