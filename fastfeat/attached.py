@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ._core.arena import Arena
+    from .computed import AnyPlan
     from .definitions import Definition
     from .result import Result
     from .store import EntityRows, Features, Moment
@@ -112,6 +113,16 @@ class AttachedStore(Store):
 
     # --- reading
 
+    def plan_at_hand(self, features: Features) -> AnyPlan | None:
+        """The plan of a service's name, where it is made and still holds; None: the long way makes it.
+
+        A read that takes a microsecond is made of this and the plan's own call, and nothing between.
+        """
+        arena = self._arena
+        if type(features) is str and arena is not None and arena.is_current(self._catalogue_at):
+            return self._plans.get(features)
+        return None
+
     def get_online_features(
         self,
         features: Features,
@@ -136,13 +147,11 @@ class AttachedStore(Store):
         out: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
         """As Store.get_feature_vector."""
+        plan = self.plan_at_hand(features)
+        if plan is not None and as_of is None and known_at is None:
+            return plan.vector(entity_row, None, None, out)
         if not self._open_arena().is_current(self._catalogue_at):
             self._follow()
-        # The usual read is made here: every call between counts.
-        if as_of is None and known_at is None and type(features) is str:
-            plan = self._plans.get(features)
-            if plan is not None:
-                return plan.vector(entity_row, None, None, out)
         return super().get_feature_vector(features, entity_row, as_of=as_of, known_at=known_at, out=out)
 
     def get_feature_vectors(
@@ -155,6 +164,9 @@ class AttachedStore(Store):
         out: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
         """As Store.get_feature_vectors."""
+        plan = self.plan_at_hand(features)
+        if plan is not None and as_of is None and known_at is None:
+            return plan.matrix(entity_rows, None, None, out)
         if not self._open_arena().is_current(self._catalogue_at):
             self._follow()
         return super().get_feature_vectors(features, entity_rows, as_of=as_of, known_at=known_at, out=out)

@@ -84,7 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "computed",
     },
     "shared": {"errors", "_core"},
-    "attached": TYPES | {"schema", "_core", "result", "shared", "store", "applied", "definitions"},
+    "attached": TYPES | {"schema", "_core", "result", "shared", "store", "applied", "definitions", "computed"},
     "inspection": TYPES | {"schema", "files", "places", "log", "snapshot", "history", "durable"},
     "protocol": {"errors", "dtypes", "status", "_core"},
     "client": TYPES
