@@ -22,6 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { HUGE = 2 << 20, COLLAPSE = 25 /* MADV_COLLAPSE, which older headers lack */ };
 enum { LINE = 64, VALUES = 50, ROW_SIZE = 448, BATCH = 100 }; /* a row is 400 bytes: seven lines */
 enum { THREADS = 2, PARTITIONS = 128, WINDOWS = 3, MOMENTS = 512 };
 
@@ -78,14 +79,19 @@ static struct slot *slot_of(const struct table *table, uint64_t key)
     return &table->slots[i];
 }
 
+/* in huge pages where the system makes them, as the store's memory is */
 static char *shared_memory(size_t size)
 {
+    size = (size + HUGE - 1) / HUGE * HUGE;
     int file = memfd_create("floors", MFD_CLOEXEC);
-    if (file < 0 || ftruncate(file, (off_t)size))
+    char *place = mmap(NULL, size + HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (file < 0 || ftruncate(file, (off_t)size) || place == MAP_FAILED)
         fail("shared memory");
-    char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file, 0);
+    place = (char *)(((uintptr_t)place + HUGE - 1) / HUGE * HUGE);
+    char *memory = mmap(place, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE, file, 0);
     if (memory == MAP_FAILED)
         fail("shared memory");
+    madvise(memory, size, COLLAPSE);
     return memory;
 }
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
+import mmap
 import os
+import re
 import shutil
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -595,6 +599,45 @@ def test_an_arena_that_readers_cannot_be_told_of_is_an_error_of_ours(name: str) 
     with pytest.raises(StorageError, match="current can't be written: Is a directory"):
         Store(CAPACITY, shared=name)
     in_its_way.rmdir()
+
+
+def makes_huge_pages(directory: Path) -> bool:
+    """Whether the system makes a huge page of two MiB of a file there, asked without a word of ours."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    readable, shared, anonymous, fixed, collapse = mmap.PROT_READ | mmap.PROT_WRITE, 0x01, 0x20, 0x10, 25
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(bytes(HUGE))
+        file.flush()
+        reserved = libc.mmap(None, 2 * HUGE, 0, 0x02 | anonymous, -1, 0)
+        start = (reserved + HUGE - 1) // HUGE * HUGE
+        assert libc.mmap(start, HUGE, readable, shared | fixed, file.fileno(), 0) == start
+        made = bool(libc.madvise(start, HUGE, collapse) == 0)
+        libc.munmap(ctypes.c_void_p(reserved), 2 * HUGE)
+        return made
+
+
+def huge_sizes(name: str) -> list[int]:
+    """Of each mapping of the arena in this process: the bytes that lie in huge pages."""
+    mappings = Path("/proc/self/smaps").read_text().split(f"{name}/arena.1\n")[1:]
+    return [int(re.findall(r"ShmemPmdMapped: +(\d+) kB", text)[0]) << 10 for text in mappings]
+
+
+def test_an_arena_lies_in_huge_pages_for_its_writer_and_its_readers(name: str) -> None:
+    if not makes_huge_pages(Path("/dev/shm")):
+        pytest.skip("this system makes no huge pages in /dev/shm (Linux before 6.1, or it is told not to)")
+    with Store(CAPACITY, shared=name) as store:
+        store.apply([USER, LATEST, WHOLE, SERVICE])
+        fill(store, 40_000, versions=1)
+        used = store.info()["arena"]["used"]
+        with AttachedStore(name) as other:
+            assert other.get_feature_vector(["latest:number"], {"user_id": 7})[0] == 7
+            until(lambda: all(huge_sizes(name)))  # a reader maps as it goes
+            huge = huge_sizes(name)
+    assert len(huge) == 2
+    assert max(huge) > used - 3 * HUGE
 
 
 # --- the client

@@ -22,7 +22,7 @@ Ownership:   the Arena object owns the mapping; views and tables borrow it and h
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.mman cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 
 import hashlib
@@ -53,8 +53,24 @@ cdef enum:
     CAPACITY_MIN = 1048576
     POPULATE_READ = 22            # MADV_POPULATE_..., which older headers lack
     POPULATE_WRITE = 23
-    BACKED_AT_ONCE = 4194304      # bytes of a file given pages in one call
+    COLLAPSE = 25
+    HUGE_SIZE = 2097152           # bytes of a huge page; where it is another, there are none
+    BACKED_AT_ONCE = 4194304      # bytes of a file given pages in one call: writers wait meanwhile
     CATALOGUE_HEAD = 16           # size u64, digest u64
+
+
+cdef void* mapping(uint64_t size, int protection, int flags, int fd) noexcept nogil:
+    """mmap to where huge pages may lie: without a word of ours files are mapped anywhere. MAP_FAILED: refused.
+
+    The place is a wish, not MAP_FIXED: what another thread maps there meanwhile is left alone, and small pages will do.
+    """
+    cdef uint64_t whole = size + HUGE_SIZE
+    cdef void* found = mmap(NULL, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    cdef uint64_t start = 0
+    if found != MAP_FAILED:
+        munmap(found, whole)
+        start = (<uint64_t>found + HUGE_SIZE - 1) & ~(<uint64_t>HUGE_SIZE - 1)
+    return mmap(<void*>start, size, protection, flags, fd, 0)
 
 
 cdef inline uint64_t pages(uint64_t size) noexcept nogil:
@@ -124,11 +140,9 @@ cdef class Arena:
                 os.ftruncate(fd, self.capacity)
                 if posix_fallocate(fd, 0, PAGE_SIZE):
                     raise StorageError("the file system of the arena is full; free some of it, or give another place")
-            base = mmap(NULL, self.capacity, PROT_READ if is_reader else PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+            base = mapping(self.capacity, PROT_READ if is_reader else PROT_READ | PROT_WRITE, MAP_SHARED, fd)
         else:
-            base = mmap(
-                NULL, self.capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
-            )
+            base = mapping(self.capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1)
         if base == MAP_FAILED:
             raise StorageError(
                 f"the system refused to reserve {self.capacity} B for the arena; lower capacity_bytes"
@@ -352,7 +366,8 @@ cdef bint extent_back(ArenaView* arena, uint64_t end) noexcept nogil:
     cdef uint64_t wanted
     if end <= header.backed:
         return True
-    wanted = min(max(end, header.backed + BACKED_AT_ONCE), header.capacity)
+    wanted = (max(end, header.backed + BACKED_AT_ONCE) + HUGE_SIZE - 1) & ~(<uint64_t>HUGE_SIZE - 1)
+    wanted = min(wanted, header.capacity)
     if not pages_give(arena, header.backed, wanted - header.backed):
         wanted = end
         if not pages_give(arena, header.backed, wanted - header.backed):
@@ -365,7 +380,17 @@ cdef bint pages_give(const ArenaView* arena, uint64_t start, uint64_t size) noex
     """Have the system give pages to these bytes. False: it has none.
 
     Why not by posix_fallocate alone: it takes small pages where the mapping asked for huge ones.
+    Why collapse: a file system in memory gives small pages unless it is mounted otherwise, but makes them into huge
+    ones for who asks (Linux 6.1). A page of each must be there: in a hole it sees nothing to collapse. That it cannot,
+    or has no huge pages left, is no error: what it leaves gets small ones.
     """
+    cdef uint64_t first = (start + HUGE_SIZE - 1) & ~(<uint64_t>HUGE_SIZE - 1)
+    cdef uint64_t at = first
+    if arena.fd >= 0:
+        while at + HUGE_SIZE <= start + size and madvise(arena.base + at, PAGE_SIZE, POPULATE_WRITE) == 0:
+            at += HUGE_SIZE
+        if at > first:
+            madvise(arena.base + first, at - first, COLLAPSE)
     return madvise(arena.base + start, size, POPULATE_WRITE) == 0 or (
         arena.fd >= 0 and posix_fallocate(arena.fd, start, size) == 0
     )
