@@ -33,7 +33,7 @@ from .layout cimport EVER
 from .request cimport Request
 from .status cimport BEFORE_HISTORY, TORN
 from .table cimport Clock, Table
-from .timeline cimport GROUP, TableView, keys_hash
+from .timeline cimport GROUP, TableView, keys_hash, prefetch_slots
 from .window_views cimport Windows
 from .windows cimport scratch_begin, scratch_free, window_spans
 from .values import TIME_MAX_US, TIME_MIN_US
@@ -312,10 +312,11 @@ cdef class Plan:
         return answer
 
     cdef int keys_ready(self, Answer answer) except -1:
-        """Room for the request's entities, and their keys hashed."""
+        """Room for the request's entities, their keys hashed, and the first slots on their way from memory."""
         cdef Scratch* s = &answer.scratch
         cdef int64_t count = answer.request.count
         cdef uint32_t k
+        cdef uint32_t v
         cdef size_t cells
         if count > s.capacity:
             cells = self.view.views_count * count
@@ -327,6 +328,10 @@ cdef class Plan:
         for k in range(self.view.keys_count):
             answer.request.keys(k, self.key_columns + k * JOIN_KEYS_MAX, self.key_sizes[k], &s.keys[k])
             keys_hash(self.view.stored, &s.keys[k], 0, count, s.hashes + k * count)
+        for v in range(self.view.views_count):
+            if self.view.views[v].windows == NULL:
+                k = self.view.views[v].key
+                prefetch_slots(self.view.views[v].table, s.hashes + k * count, 0, count if count < GROUP else GROUP)
         return 0
 
     cdef int windows_ready(self, Answer answer) except -1:

@@ -251,8 +251,6 @@ cdef void timelines_as_of(
     cdef int64_t end
     for start in range(low, high, 128):    # GROUP
         end = start + GROUP if start + GROUP < high else high
-        if start == 0 and end > 1:
-            prefetch_slots(view, hashes, start, end)
         if end < keys.count:              # the next group's, in this call or the next one
             prefetch_slots(view, hashes, end, end + GROUP if end + GROUP < keys.count else keys.count)
         blocks_find(
