@@ -231,6 +231,22 @@ def test_keys_that_a_row_makes_when_asked_are_found() -> None:
     assert alone == [float(i) for i in range(500)]
 
 
+def test_numbers_of_another_byte_order_are_read_or_refused() -> None:
+    table = make_table()
+    table.append_arrow(batch_of([1, 2, 3], [1, 1, 1]), 5)
+    plan = plan_of(table)
+    expected = [[1.0, 2.0], [2.0, 3.0], [3.0, 4.0]]
+    for kind in (">i8", "<i8", ">u4", "<i2"):
+        assert plan.matrix({"k": np.array([1, 2, 3], kind)}, None, None, None).tolist() == expected
+    with pytest.raises(DataError, match="float64"):
+        plan.matrix({"k": [1, 2, 3]}, None, None, np.empty((3, 2), ">f8"))
+    with pytest.raises(DataError, match="float64"):
+        plan.vector({"k": 1}, None, None, np.empty(2, ">f8"))
+    out = np.empty((3, 2), "<f8")
+    assert plan.matrix({"k": [1, 2, 3]}, None, None, out) is out
+    assert out.tolist() == expected
+
+
 def test_a_length_that_is_not_true_writes_nowhere() -> None:
     table = make_table(fields=1)
     plan = plan_of(table, 1)

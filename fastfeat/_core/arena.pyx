@@ -377,20 +377,27 @@ cdef bint extent_back(ArenaView* arena, uint64_t end) noexcept nogil:
 
 
 cdef bint pages_give(const ArenaView* arena, uint64_t start, uint64_t size) noexcept nogil:
-    """Have the system give pages to these bytes. False: it has none.
+    """Have the system give pages to these bytes, the first ones first. False: it has no more.
 
-    Why not by posix_fallocate alone: it takes small pages where the mapping asked for huge ones.
     Why collapse: a file system in memory gives small pages unless it is mounted otherwise, but makes them into huge
     ones for who asks (Linux 6.1). A page of each must be there: in a hole it sees nothing to collapse. That it cannot,
     or has no huge pages left, is no error: what it leaves gets small ones.
     """
-    cdef uint64_t first = (start + HUGE_SIZE - 1) & ~(<uint64_t>HUGE_SIZE - 1)
-    cdef uint64_t at = first
-    if arena.fd >= 0:
-        while at + HUGE_SIZE <= start + size and madvise(arena.base + at, PAGE_SIZE, POPULATE_WRITE) == 0:
-            at += HUGE_SIZE
-        if at > first:
-            madvise(arena.base + first, at - first, COLLAPSE)
+    cdef uint64_t end = start + size
+    cdef uint64_t at = start
+    cdef uint64_t next_at
+    while at < end:
+        next_at = min((at + HUGE_SIZE) & ~(<uint64_t>HUGE_SIZE - 1), end)
+        if arena.fd >= 0 and next_at - at == HUGE_SIZE and madvise(arena.base + at, PAGE_SIZE, POPULATE_WRITE) == 0:
+            madvise(arena.base + at, HUGE_SIZE, COLLAPSE)
+        if not pages_back(arena, at, next_at - at):
+            return False
+        at = next_at
+    return True
+
+
+cdef bint pages_back(const ArenaView* arena, uint64_t start, uint64_t size) noexcept nogil:
+    """Why not by posix_fallocate alone: it takes small pages where the mapping asked for huge ones."""
     return madvise(arena.base + start, size, POPULATE_WRITE) == 0 or (
         arena.fd >= 0 and posix_fallocate(arena.fd, start, size) == 0
     )

@@ -38,7 +38,13 @@ cdef extern from "copying.h" nogil:
         uint64_t offset
         uint64_t size
         uint64_t out_stride
+    int copy_bits() noexcept
     int64_t copy_whole(const CopyPlan* plan, const uint8_t** rows, int64_t i, int64_t count, uint8_t* out) noexcept
+
+
+def copying_bits():
+    """How wide the vectors are that copy rows: 512, 256 or 128 bits; see vectors.h."""
+    return copy_bits()
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------

@@ -72,6 +72,15 @@ __attribute__((constructor)) static void ff_copy_choose(void) {
 #endif
 }
 
+/* Of the vectors that copy_whole takes. */
+static inline int copy_bits(void) {
+#if defined(__x86_64__)
+    if (ff_copy_whole_widest == ff_copy_whole_512) return 512;
+    if (ff_copy_whole_widest == ff_copy_whole_256) return 256;
+#endif
+    return 128;
+}
+
 static inline int64_t copy_whole(const CopyPlan *plan, const uint8_t *const *rows, int64_t i, int64_t count,
                                  uint8_t *out) {
     return ff_copy_whole_widest(plan, rows, i, count, out);

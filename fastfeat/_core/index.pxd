@@ -8,11 +8,8 @@ cdef enum:
     SLOTS_BITS_MIN = 8        # one page
 
 
-cdef extern from "vectors.h" nogil:
-    int ff_vector_bits() noexcept
-
-
 cdef extern from "siphash.h" nogil:
+    int hash_bits() noexcept
     uint64_t hash_u64(const uint64_t* seed, uint64_t value) noexcept
     uint64_t hash_bytes(const uint64_t* seed, const uint8_t* data, uint64_t size) noexcept
     void hash_u64s(const uint64_t* seed, const uint64_t* values, int64_t count, uint64_t* hashes) noexcept

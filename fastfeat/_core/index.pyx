@@ -40,9 +40,9 @@ def siphash13(bytes seed, bytes data):
     return hash_bytes(key, <const uint8_t*><const char*>data, len(data))
 
 
-def vector_bits():
-    """How wide the vectors are that hash and copy here: 512, 256 or 128 bits; see vectors.h."""
-    return ff_vector_bits()
+def hashing_bits():
+    """How wide the vectors are that hash: 512, 256 or 128 bits; see vectors.h."""
+    return hash_bits()
 
 
 cdef uint64_t slots_alloc(ArenaView* arena, uint32_t bits) noexcept nogil:

@@ -312,7 +312,10 @@ cdef class Plan:
         return answer
 
     cdef int keys_ready(self, Answer answer) except -1:
-        """Room for the request's entities, their keys hashed, and the first slots on their way from memory."""
+        """Room for the request's entities, their keys hashed, and the first slots on their way from memory.
+
+        Why so early: where they lie is no secret that needs a pin, and a prefetch never faults.
+        """
         cdef Scratch* s = &answer.scratch
         cdef int64_t count = answer.request.count
         cdef uint32_t k
@@ -813,7 +816,7 @@ cdef inline bint takes_vector(out, cnp.npy_intp size):
     return (
         cnp.PyArray_CheckExact(out) and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.NPY_DOUBLE
         and cnp.PyArray_NDIM(<cnp.ndarray>out) == 1 and cnp.PyArray_DIM(<cnp.ndarray>out, 0) == size
-        and cnp.PyArray_CHKFLAGS(<cnp.ndarray>out, cnp.NPY_ARRAY_CARRAY)
+        and cnp.PyArray_ISCARRAY(<cnp.ndarray>out)
     )
 
 
@@ -823,7 +826,7 @@ cdef inline bint takes_matrix(out, cnp.npy_intp rows, cnp.npy_intp columns):
         cnp.PyArray_CheckExact(out) and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.NPY_DOUBLE
         and cnp.PyArray_NDIM(<cnp.ndarray>out) == 2 and cnp.PyArray_DIM(<cnp.ndarray>out, 0) == rows
         and cnp.PyArray_DIM(<cnp.ndarray>out, 1) == columns
-        and cnp.PyArray_CHKFLAGS(<cnp.ndarray>out, cnp.NPY_ARRAY_CARRAY)
+        and cnp.PyArray_ISCARRAY(<cnp.ndarray>out)
     )
 
 

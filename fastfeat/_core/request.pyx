@@ -50,7 +50,7 @@ cdef inline bint is_int64_vector(object values):
     return (
         cnp.PyArray_CheckExact(values) and cnp.PyArray_TYPE(<cnp.ndarray>values) == cnp.NPY_INT64
         and cnp.PyArray_NDIM(<cnp.ndarray>values) == 1
-        and cnp.PyArray_CHKFLAGS(<cnp.ndarray>values, cnp.NPY_ARRAY_CARRAY_RO)
+        and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>values)
     )
 
 

@@ -94,6 +94,15 @@ __attribute__((constructor)) static void ff_hash_choose(void) {
 #endif
 }
 
+/* Of the vectors that hash_u64s takes. */
+static inline int hash_bits(void) {
+#if defined(__x86_64__)
+    if (ff_hash_widest == ff_hash_each_512) return 512;
+    if (ff_hash_widest == ff_hash_each_256) return 256;
+#endif
+    return 128;
+}
+
 /* hashes[i] = hash_u64(seed, values[i]); the two do not overlap. */
 static inline void hash_u64s(const uint64_t *seed, const uint64_t *values, int64_t count, uint64_t *hashes) {
     ff_hash_widest(seed, values, count, hashes);

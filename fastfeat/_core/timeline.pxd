@@ -228,8 +228,8 @@ cdef uint8_t timeline_find(
 ) noexcept nogil
 
 # The kernel of every read: rows [low, high) of `keys`, entity i at (event_us[i * step], known_us[i * step]). `rows[i]`
-# is NULL unless PRESENT; its first `row_bytes` are on their way. The caller holds a pin, and has asked for the slots of
-# the first GROUP of them.
+# is NULL unless PRESENT; the first of its `row_bytes` are on their way. The caller holds a pin, and has asked for the
+# slots of the first GROUP of them.
 cdef void timelines_as_of(
     const TableView* view, uint32_t row_bytes, const KeyView* keys, const uint64_t* hashes, int64_t low, int64_t high,
     const int64_t* event_us, const int64_t* known_us, int64_t step,

@@ -228,7 +228,7 @@ cdef inline void blocks_find(
                     break
         blocks_at[i] = block_at
         if block_at != 0:
-            prefetch_far(base + block_at, lines)
+            prefetch_far(<uint64_t>base + block_at, lines)
         elif found != 0:
             prefetch(<const void*>(<uint64_t>base + line_at + LINE))
             later[waiting] = <uint8_t>i
@@ -236,7 +236,7 @@ cdef inline void blocks_find(
     for i in range(waiting):
         block_at = first_block(view, hashes[later[i]])
         blocks_at[later[i]] = block_at
-        prefetch_far(<const void*>(<uint64_t>base + block_at), lines)
+        prefetch_far(<uint64_t>base + block_at, lines)
 
 
 cdef void timelines_as_of(
@@ -258,14 +258,15 @@ cdef void timelines_as_of(
             blocks_at,
         )
         newest_read(
-            view, 0 if is_packed else fetched, keys, hashes, start, end, blocks_at, event_us, known_us, step,
+            view, fetched, is_packed, keys, hashes, start, end, blocks_at, event_us, known_us, step,
             rows, statuses, event_times,
         )
 
 
 cdef inline void newest_read(
-    const TableView* view, uint64_t fetched, const KeyView* keys, const uint64_t* hashes, int64_t start, int64_t end,
-    const uint64_t* blocks_at, const int64_t* event_us, const int64_t* known_us, int64_t step,
+    const TableView* view, uint64_t fetched, bint is_packed, const KeyView* keys, const uint64_t* hashes,
+    int64_t start, int64_t end, const uint64_t* blocks_at,
+    const int64_t* event_us, const int64_t* known_us, int64_t step,
     const uint8_t** rows, uint8_t* statuses, int64_t* event_times,
 ) noexcept nogil:
     """timeline_read of entities [start, end), whose first blocks are known; asks for `fetched` bytes of each row.
@@ -326,6 +327,8 @@ cdef inline void newest_read(
             rows[i] = timeline_read(
                 view, keys, i, hashes[i], event_us[i * step], known_us[i * step], &statuses[i], &event_times[i]
             )
+            if rows[i] != NULL:
+                prefetch_far(<uint64_t>rows[i], lines)
             continue
         event_times[i] = event
         # Why unsigned: the row is at or before event_us, and nothing else about their distance is known.
@@ -334,6 +337,6 @@ cdef inline void newest_read(
             row = NULL
         else:
             statuses[i] = PRESENT
-            if lines:
-                prefetch_far(row, lines)
+            if not is_packed:             # else it came with its block
+                prefetch_far(<uint64_t>row, lines)
         rows[i] = row
