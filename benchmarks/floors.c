@@ -28,7 +28,7 @@ enum { THREADS = 2, PARTITIONS = 128, WINDOWS = 3, MOMENTS = 512 };
 
 static const int64_t DAY_US = 86400000000;
 static const int64_t DAYS[WINDOWS] = {1, 7, 30};
-static const int DISTANCES[] = {2, 4, 8, 16};
+static const int DISTANCES[] = {2, 4, 8, 16, BATCH};
 
 static void fail(const char *what)
 {
@@ -119,8 +119,12 @@ static void gather(const struct table *table, const uint64_t *keys, int distance
     for (int i = 0; i < BATCH + distance; i++) {
         if (i < BATCH) {
             at[i] = slot_of(table, keys[i])->row_at;
-            for (int line = 0; line < ROW_SIZE; line += LINE)
-                __builtin_prefetch(table->rows + at[i] + line);
+            for (int line = 0; line < ROW_SIZE; line += LINE) {
+                if (distance < BATCH)
+                    __builtin_prefetch(table->rows + at[i] + line, 0, 3);
+                else /* all of them before one is copied: more than the first-level cache holds */
+                    __builtin_prefetch(table->rows + at[i] + line, 0, 2);
+            }
         }
         if (i >= distance)
             memcpy(out + (i - distance) * VALUES, table->rows + at[i - distance], VALUES * sizeof(double));
