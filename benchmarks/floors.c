@@ -5,7 +5,7 @@
 
    gather: rows lie in shared memory as a store's would, one hash probe away. No message, no key encoding, no versions,
    no nulls, no writer beside it. A few rows are on their way from memory while one is copied; several such distances
-   are tried, and the times of each are printed: {"distance": [nanoseconds per call, ...], ...}.
+   are tried, the greatest being all of them, and the times of each are printed: {"distance": [nanoseconds per call, ...], ...}.
 
    windows: two threads, keys known to be small numbers, sums in plain doubles as differences of running sums, so a mean
    is right to nine digits or so, which a store may not be. ROWS holds three u64 (rows, entities, the first time), then

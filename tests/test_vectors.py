@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +36,15 @@ def test_each_width_answers_alike(width: int) -> None:
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    if int(run.stdout) < width:
+    if not has_vectors(width):
         pytest.skip(f"this processor has no vectors of {width} bits")
     assert int(run.stdout) == width
+
+
+def has_vectors(width: int) -> bool:
+    """As the system says, so that a choice which is never made is no skip."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+    return width == 128 or {256: "avx2", 512: "avx512f"}[width] in flags
 
 
 def check_hashes(random: np.random.Generator) -> None:
