@@ -1,4 +1,4 @@
-"""Hashing and copying by vectors: every width that the processor has gives what one by one gives.
+"""Hashing, searching and copying by vectors: every width that the processor has gives what one by one gives.
 
 A width is chosen when the modules are loaded, so each is a process of its own.
 """
@@ -17,13 +17,14 @@ import pytest
 
 from fastfeat import Entity, FeatureService, FeatureView, Field, Store
 from fastfeat._core.cells import copying_bits
-from fastfeat._core.index import hashing_bits, siphash13
+from fastfeat._core.index import hashing_bits, searching_bits, siphash13
 from fastfeat._core.request import hash_keys
 
 WIDTHS = (128, 256, 512)
 COUNTS = (*range(18), 33, 63, 64, 65, 127, 128, 129, 257, 300)  # about each vector and group
 FIELDS = (*range(1, 10), 12, 16, 17, 31, 50, 63, 64, 65, 70, 130)  # about each vector, of 1 to 3 null words
 ENTITIES = 400
+MANY = 20_000
 EVENT_US = 1_700_000_000_000_000
 
 
@@ -86,12 +87,26 @@ def check_matrix(store: Store, service: str, keys: npt.NDArray[np.int64], expect
     assert (around[-1] == 7).all()
 
 
+def check_searches(random: np.random.Generator) -> None:
+    """Of so many entities that some searches leave their first cache line, and of as many that are not there."""
+    with Store(1 << 26) as store:
+        view = FeatureView("v", Entity("user", {"user_id": "int64"}), [Field("f", "float64")], keep="latest")
+        store.apply([view, FeatureService("s", [view])])
+        stamps = pa.array(np.full(MANY, EVENT_US), pa.timestamp("us", "UTC"))
+        there = np.arange(MANY)
+        store.load("v", pa.table({"user_id": there, "event_timestamp": stamps, "f": there.astype(np.float64)}))
+        keys = random.permutation(2 * MANY)
+        answered = store.get_feature_vectors("s", {"user_id": keys})[:, 0]
+    assert np.array_equal(answered, np.where(keys < MANY, keys, np.nan), equal_nan=True)
+
+
 def main() -> None:
     random = np.random.default_rng(11)
     check_hashes(random)
+    check_searches(random)
     for fields in FIELDS:
         check_copies(random, fields)
-    print(min(hashing_bits(), copying_bits()))
+    print(min(hashing_bits(), copying_bits(), searching_bits()))
 
 
 if __name__ == "__main__":

@@ -64,9 +64,10 @@ static inline void copy_once(void *to, const void *from, size_t size) {
 
 #define ff_unlikely(condition) __builtin_expect(!!(condition), 0)
 static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
-/* So many lines into the second level of the cache: of many entities at once the first can't hold them. They may lie
-   anywhere. */
-static inline void prefetch_far(uintptr_t start, uint64_t lines) {
+/* The lines of `size` bytes into the second level of the cache: of many entities at once the first can't hold them. They
+   may lie anywhere. */
+static inline void prefetch_far(uintptr_t start, uint64_t size) {
+    uint64_t lines = ((start & 63) + size + 63) / 64;
 #pragma GCC unroll 4
     for (uint64_t i = 0; i < lines; i++) __builtin_prefetch((const void *)(start + 64 * i), 0, 2);
 }

@@ -18,7 +18,7 @@ cdef extern from "atomics.h" nogil:
     void copy_once(void* to, const void* source, size_t size) noexcept
     bint ff_unlikely(bint condition) noexcept
     void prefetch(const void* p) noexcept
-    void prefetch_far(uint64_t start, uint64_t lines) noexcept
+    void prefetch_far(uint64_t start, uint64_t size) noexcept
 
 
 cdef extern from "checks.h" nogil:

@@ -28,12 +28,11 @@ from .columns cimport (
     BOOL, BYTES, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, STRING, TIMESTAMP, UINT8, UINT16, UINT64, VECTOR,
     cell_double, row_is_null,
 )
-from .timeline cimport cell_bytes, lines_of, timelines_as_of
+from .timeline cimport cell_bytes, timelines_as_of
 from .windows cimport windows_read
 
 cdef extern from "copying.h" nogil:
     ctypedef struct CopyPlan:
-        uint64_t lines
         uint64_t null_words
         uint64_t offset
         uint64_t size
@@ -130,7 +129,6 @@ cdef void copy_run(
     cdef const PlanRun* run = &plan.runs[part.runs_first]
     cdef CopyPlan copying
     cdef int64_t i = 0
-    copying.lines = lines_of(part.row_bytes)
     copying.null_words = part.null_words
     copying.offset = run.offset
     copying.size = 8 * <uint64_t>run.count

@@ -1,6 +1,7 @@
 /* Rows into the lines of a matrix, in vectors. Every width of them copies the same bytes.
 
-   Why not memcpy: for a few hundred bytes, its call and its choice of a way take as long as the copy. */
+   Why not memcpy: for a few hundred bytes, its call and its choice of a way take as long as the copy. Vectors after a
+   line's first are stored where they are aligned in the matrix: a store across two cache lines takes twice as long. */
 #ifndef FASTFEAT_COPYING_H
 #define FASTFEAT_COPYING_H
 
@@ -10,11 +11,8 @@
 
 #include "vectors.h"
 
-enum { FF_LINE = 64, FF_AHEAD = 8 /* rows that come nearer, into the first-level cache, while one is copied */ };
-
 /* What of a row goes where: every row the same. */
 typedef struct CopyPlan {
-    uint64_t lines;       /* cache lines that are read of a row */
     uint64_t null_words;  /* u64 at the row's start, of which each bit is a null */
     uint64_t offset;      /* of what is copied */
     uint64_t size;
@@ -41,9 +39,10 @@ static inline __attribute__((always_inline)) int ff_is_whole(const uint8_t *row,
         for (out += (uint64_t)i * p.out_stride; i < count && ff_is_whole(rows[i], p.null_words); i++) { \
             const uint8_t *from = rows[i] + p.offset; \
             uint64_t at = 0; \
-            if (i + FF_AHEAD < count && rows[i + FF_AHEAD] != NULL) \
-                _Pragma("GCC unroll 4") for (uint64_t line = 0; line < p.lines; line++) \
-                    __builtin_prefetch(rows[i + FF_AHEAD] + FF_LINE * line, 0, 3); \
+            if (p.size >= (width)) { \
+                *(name##_vector *)out = *(const name##_vector *)from; \
+                at = (width) - ((uintptr_t)out & ((width) - 1)); \
+            } \
             _Pragma("GCC unroll 8") for (; at + (width) <= p.size; at += (width)) \
                 *(name##_vector *)(out + at) = *(const name##_vector *)(from + at); \
             if (at < p.size && p.size >= (width)) \
@@ -56,30 +55,13 @@ static inline __attribute__((always_inline)) int ff_is_whole(const uint8_t *row,
     }
 
 FF_COPY_WHOLE(ff_copy_whole, 16, )
-#if defined(__x86_64__)
-FF_COPY_WHOLE(ff_copy_whole_256, 32, __attribute__((target("avx2"))))
-FF_COPY_WHOLE(ff_copy_whole_512, 64, __attribute__((target("avx512f"))))
+#ifdef FF_HAS_WIDER
+FF_COPY_WHOLE(ff_copy_whole_256, 32, FF_256)
+FF_COPY_WHOLE(ff_copy_whole_512, 64, FF_512)
 #endif
+FF_CHOOSE_WIDEST(ff_copy_whole)
 
-static int64_t (*ff_copy_whole_widest)(const CopyPlan *, const uint8_t *const *, int64_t, int64_t, uint8_t *) =
-    ff_copy_whole;
-
-/* When a module is loaded: before any thread may copy. */
-__attribute__((constructor)) static void ff_copy_choose(void) {
-#if defined(__x86_64__)
-    if (ff_vector_bits() == 512) ff_copy_whole_widest = ff_copy_whole_512;
-    else if (ff_vector_bits() == 256) ff_copy_whole_widest = ff_copy_whole_256;
-#endif
-}
-
-/* Of the vectors that copy_whole takes. */
-static inline int copy_bits(void) {
-#if defined(__x86_64__)
-    if (ff_copy_whole_widest == ff_copy_whole_512) return 512;
-    if (ff_copy_whole_widest == ff_copy_whole_256) return 256;
-#endif
-    return 128;
-}
+static inline int copy_bits(void) { return ff_copy_whole_bits(); }
 
 static inline int64_t copy_whole(const CopyPlan *plan, const uint8_t *const *rows, int64_t i, int64_t count,
                                  uint8_t *out) {

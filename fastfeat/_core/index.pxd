@@ -15,6 +15,22 @@ cdef extern from "siphash.h" nogil:
     void hash_u64s(const uint64_t* seed, const uint64_t* values, int64_t count, uint64_t* hashes) noexcept
 
 
+cdef extern from "searching.h" nogil:
+    ctypedef struct SearchPlan:
+        const uint8_t* base
+        const uint64_t* words
+        uint32_t shift
+        uint64_t end
+        uint64_t fetch_offset
+        uint64_t fetch_size
+    int search_bits() noexcept
+    uint64_t slot_line(uint64_t word, uint64_t hash) noexcept
+    void block_fetch(const SearchPlan* plan, uint64_t block_at) noexcept
+    int64_t lines_search(
+        const SearchPlan* plan, const uint64_t* hashes, int64_t count, uint64_t* blocks_at, uint8_t* later
+    ) noexcept
+
+
 # A shard's slots: `word` is their offset with log2 of their count in the low 6 bits.
 cdef inline Slot* slots_of(const uint8_t* base, uint64_t word) noexcept nogil:
     return <Slot*>(base + (word & ~<uint64_t>63))
@@ -28,18 +44,9 @@ cdef inline uint64_t slots_size(uint64_t word) noexcept nogil:
     return (<uint64_t>1 << (word & 63)) * sizeof(Slot)
 
 
-cdef enum:
-    LINE_SLOTS = 4            # of one cache line
-
-
 cdef inline uint64_t slot_at(uint64_t hash, uint64_t step, uint64_t mask) noexcept nogil:
     """Where a search for this hash looks after so many steps: through its own line first, then line by line."""
     return (((hash & ~<uint64_t>3) + (step & ~<uint64_t>3)) | ((hash + step) & 3)) & mask
-
-
-cdef inline uint64_t slot_line(uint64_t word, uint64_t hash) noexcept nogil:
-    """Where the cache line begins in which a search for this hash begins."""
-    return (word & ~<uint64_t>63) + (hash & slots_mask(word) & ~<uint64_t>3) * sizeof(Slot)
 
 
 cdef inline Slot* slot_find(Slot* slots, uint64_t mask, uint64_t hash, uint64_t* step) noexcept nogil:

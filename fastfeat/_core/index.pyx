@@ -45,6 +45,11 @@ def hashing_bits():
     return hash_bits()
 
 
+def searching_bits():
+    """How wide the vectors are that search the index for many keys at once."""
+    return search_bits()
+
+
 cdef uint64_t slots_alloc(ArenaView* arena, uint32_t bits) noexcept nogil:
     """The word of 2**bits empty slots (whole pages, so that the low 6 bits of their offset are free), or 0."""
     cdef uint64_t size = (<uint64_t>1 << bits) * sizeof(Slot)

@@ -44,6 +44,7 @@ cdef enum:
     RELEASE_MIN = 64          # entities from which releasing the GIL pays
     JOIN_KEYS_MAX = 8
     SPARES_MAX = 16
+    HASHED = 16               # keys at once, whose slots come while the next are hashed
     SKETCH_K = 200            # centroids of a t-digest: about 0.1 % of rank in the middle, far less at the ends
 
 cdef enum Format:
@@ -320,6 +321,8 @@ cdef class Plan:
         cdef int64_t count = answer.request.count
         cdef uint32_t k
         cdef uint32_t v
+        cdef int64_t low
+        cdef int64_t high
         cdef size_t cells
         if count > s.capacity:
             cells = self.view.views_count * count
@@ -330,11 +333,12 @@ cdef class Plan:
             s.capacity = count
         for k in range(self.view.keys_count):
             answer.request.keys(k, self.key_columns + k * JOIN_KEYS_MAX, self.key_sizes[k], &s.keys[k])
-            keys_hash(self.view.stored, &s.keys[k], 0, count, s.hashes + k * count)
-        for v in range(self.view.views_count):
-            if self.view.views[v].windows == NULL:
-                k = self.view.views[v].key
-                prefetch_slots(self.view.views[v].table, s.hashes + k * count, 0, count if count < GROUP else GROUP)
+            for low in range(0, count, 16):    # HASHED
+                high = low + HASHED if low + HASHED < count else count
+                keys_hash(self.view.stored, &s.keys[k], low, high, s.hashes + k * count)
+                for v in range(self.view.views_count if low < GROUP else 0):
+                    if self.view.views[v].key == k and self.view.views[v].windows == NULL:
+                        prefetch_slots(self.view.views[v].table, s.hashes + k * count, low, high)
         return 0
 
     cdef int windows_ready(self, Answer answer) except -1:

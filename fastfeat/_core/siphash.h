@@ -79,33 +79,17 @@ static inline uint64_t hash_bytes(const uint64_t *seed, const uint8_t *data, uin
     }
 
 FF_HASH_EACH(ff_hash_each, )
-#if defined(__x86_64__)
-FF_HASH_EACH(ff_hash_each_256, __attribute__((target("avx2"))))
-FF_HASH_EACH(ff_hash_each_512, __attribute__((target("avx512f"))))
+#ifdef FF_HAS_WIDER
+FF_HASH_EACH(ff_hash_each_256, FF_256)
+FF_HASH_EACH(ff_hash_each_512, FF_512)
 #endif
+FF_CHOOSE_WIDEST(ff_hash_each)
 
-static void (*ff_hash_widest)(const uint64_t *, const uint64_t *restrict, int64_t, uint64_t *restrict) = ff_hash_each;
-
-/* When a module is loaded: before any thread may hash. */
-__attribute__((constructor)) static void ff_hash_choose(void) {
-#if defined(__x86_64__)
-    if (ff_vector_bits() == 512) ff_hash_widest = ff_hash_each_512;
-    else if (ff_vector_bits() == 256) ff_hash_widest = ff_hash_each_256;
-#endif
-}
-
-/* Of the vectors that hash_u64s takes. */
-static inline int hash_bits(void) {
-#if defined(__x86_64__)
-    if (ff_hash_widest == ff_hash_each_512) return 512;
-    if (ff_hash_widest == ff_hash_each_256) return 256;
-#endif
-    return 128;
-}
+static inline int hash_bits(void) { return ff_hash_each_bits(); }
 
 /* hashes[i] = hash_u64(seed, values[i]); the two do not overlap. */
 static inline void hash_u64s(const uint64_t *seed, const uint64_t *values, int64_t count, uint64_t *hashes) {
-    ff_hash_widest(seed, values, count, hashes);
+    ff_hash_each_widest(seed, values, count, hashes);
 }
 
 #endif

@@ -180,11 +180,6 @@ cdef inline uint64_t next_block(const TableView* view, uint64_t word, uint64_t h
     return slots_next_block(slots_of(view.arena.base, word), slots_mask(word), hash, step)
 
 
-cdef inline uint64_t lines_of(uint64_t size) noexcept nogil:
-    """Cache lines that hold `size` bytes, wherever they begin; they begin at a multiple of 8."""
-    return (size + LINE - 8 + LINE - 1) // LINE if size else 0
-
-
 cdef inline void prefetch_at(const TableView* view, uint64_t at) noexcept nogil:
     """Prefetch at an offset that may lie anywhere: a prefetch never faults."""
     prefetch(<const void*>(<uint64_t>view.arena.base + at))

@@ -35,9 +35,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from .arena cimport arena_end
-from .atomics cimport atomic_load_u64, copy_once, load_once_u64, prefetch, prefetch_far
+from .atomics cimport atomic_load_u64, copy_once, load_once_u64, prefetch_far
 from .columns cimport KeyView, key_at, key_size
-from .index cimport LINE_SLOTS, Slot, hash_bytes, hash_u64s, slot_line
+from .index cimport SearchPlan, block_fetch, hash_bytes, hash_u64s, lines_search
 from .layout cimport BLOCK_HEADER_SIZE, NEVER, STAMP_SIZE, BlockHeader, DirectoryEntry, TimelineHead
 from .status cimport BEFORE_HISTORY, DELETED, EXPIRED, NOT_FOUND, PRESENT, TORN
 
@@ -195,48 +195,22 @@ cdef inline void blocks_find(
     """first_block of up to GROUP hashes, whose slots are on their way; asks for `fetched` bytes of each block.
 
     A search that leaves its first cache line waits until all others are done, while its next line comes: a miss that
-    the processor has to wait for takes longer than all else about an entity. What does not change is in locals.
+    the processor has to wait for takes longer than all else about an entity.
     """
     cdef uint8_t later[GROUP]
-    cdef const uint8_t* base = view.arena.base
-    cdef const uint64_t* words = view.slots
-    cdef uint32_t shift = 63 - view.shard_bits
-    cdef uint64_t lines = lines_of(fetched)
-    cdef uint64_t last_at = arena_end(&view.arena) - LINE     # of a line that readers may touch
-    cdef uint64_t hash
-    cdef uint64_t line_at
-    cdef uint64_t block_at
-    cdef uint64_t found
-    cdef const Slot* slot
-    cdef int64_t waiting = 0
+    cdef SearchPlan plan
+    cdef int64_t waiting
     cdef int64_t i
-    cdef uint32_t step
-    for i in range(count):
-        hash = hashes[i]
-        line_at = slot_line(atomic_load_u64(&words[hash >> 1 >> shift]), hash)
-        block_at = 0
-        found = hash
-        if line_at <= last_at:            # whatever the word was: of it only this line is looked at
-            for step in range(LINE_SLOTS):
-                slot = <const Slot*>(base + line_at) + ((hash + step) & 3)
-                found = atomic_load_u64(&slot.hash)
-                if found == hash:
-                    block_at = atomic_load_u64(&slot.block_at)
-                    if block_at != 0:
-                        break
-                elif found == 0:
-                    break
-        blocks_at[i] = block_at
-        if block_at != 0:
-            prefetch_far(<uint64_t>base + block_at, lines)
-        elif found != 0:
-            prefetch(<const void*>(<uint64_t>base + line_at + LINE))
-            later[waiting] = <uint8_t>i
-            waiting += 1
+    plan.base = view.arena.base
+    plan.words = view.slots
+    plan.shift = 63 - view.shard_bits
+    plan.end = arena_end(&view.arena)
+    plan.fetch_offset = 0
+    plan.fetch_size = fetched
+    waiting = lines_search(&plan, hashes, count, blocks_at, later)
     for i in range(waiting):
-        block_at = first_block(view, hashes[later[i]])
-        blocks_at[later[i]] = block_at
-        prefetch_far(<uint64_t>base + block_at, lines)
+        blocks_at[later[i]] = first_block(view, hashes[later[i]])
+        block_fetch(&plan, blocks_at[later[i]])
 
 
 cdef void timelines_as_of(
@@ -279,7 +253,6 @@ cdef inline void newest_read(
     cdef uint64_t arena_size = arena_end(&view.arena)     # every offset was loaded before: it covers them
     cdef uint64_t row_stride = view.row_stride
     cdef uint64_t ttl_us = atomic_load_u64(<const uint64_t*>&view.ttl_us)
-    cdef uint64_t lines = lines_of(fetched)
     cdef uint64_t one_row = 1 | <uint64_t>1 << 32 | <uint64_t>8 << 48     # count, capacity and key_size of a header
     cdef uint64_t one_size = BLOCK_HEADER_SIZE + 8 + STAMP_SIZE + row_stride
     cdef const BlockHeader* header
@@ -328,7 +301,7 @@ cdef inline void newest_read(
                 view, keys, i, hashes[i], event_us[i * step], known_us[i * step], &statuses[i], &event_times[i]
             )
             if rows[i] != NULL:
-                prefetch_far(<uint64_t>rows[i], lines)
+                prefetch_far(<uint64_t>rows[i], fetched)
             continue
         event_times[i] = event
         # Why unsigned: the row is at or before event_us, and nothing else about their distance is known.
@@ -338,5 +311,5 @@ cdef inline void newest_read(
         else:
             statuses[i] = PRESENT
             if not is_packed:             # else it came with its block
-                prefetch_far(<uint64_t>row, lines)
+                prefetch_far(<uint64_t>row, fetched)
         rows[i] = row
