@@ -146,6 +146,17 @@ def arena_bytes() -> Any:
     raise AssertionError("no mapping of this process is the arena")
 
 
+def shape_of(words: Any, block: int) -> tuple[int, int, int]:
+    """(count, capacity, key_size) of the block there, see layout.pyx."""
+    shape = int(words[block + 1])
+    return (1, 1, shape >> 48) if shape & 1 else (shape >> 16 & 0xFFFF, shape >> 32 & 0xFFFF, shape >> 48)
+
+
+def head_of(words: Any, block: int) -> int:
+    shape = int(words[block + 1])
+    return (shape & 0xFFFF_FFFF_FFFE if shape & 1 else int(words[block])) // 8
+
+
 class Places:
     """Where every structure lies that readers reach, as indices of words; tables are known by their shards' words."""
 
@@ -175,12 +186,11 @@ class Places:
 
     def add_block(self, words: Any, block: int) -> None:
         self.blocks.append(block)
-        capacity, key_size = int(words[block + 1]) >> 32 & 0xFFFF, int(words[block + 1]) >> 48
+        _, capacity, key_size = shape_of(words, block)
         heap_at = int(words[block + 2 + (key_size + 7) // 8 + 3 * capacity + 1])  # row 0's, or some cell
         if SCRIBBLES_AT <= heap_at < 8 * self.used and heap_at % 8 == 0:
             self.heaps.append(heap_at // 8)
-        if words[block]:
-            head = int(words[block]) // 8
+        if head := head_of(words, block):
             self.heads.append(head)
             count = int(words[head + 1]) >> 32
             directory = int(words[head]) // 8
@@ -233,20 +243,27 @@ class Damage:
 
     def block_headers(self, words: Any) -> None:
         for at in self.some(self.places.blocks):
-            count, capacity, key_size = words[at + 1 : at + 2].view("<u4,<u2,<u2")[0].item()
-            count = self.random.choice([count, 2**32 - 1, 65_535, 0])
+            count, capacity, key_size = shape_of(words, at)
+            is_one = self.random.choice([int(words[at + 1]) & 1, 0, 1])
+            count = self.random.choice([count, 65_535, 0])
             capacity = self.random.choice([capacity, 65_535, 0])
             key_size = self.random.choice([key_size, key_size, key_size, 65_535])
-            words[at + 1] = count | capacity << 32 | key_size << 48
+            words[at + 1] = is_one | count << 16 | capacity << 32 | key_size << 48
 
     def rows(self, words: Any) -> None:
         for at in self.some(self.places.blocks):
             for _ in range(4):
                 words[at + self.random.randrange(3, 24)] = self.nasty()
 
+    def put_head(self, words: Any, at: int, head_at: int) -> None:
+        if int(words[at + 1]) & 1:
+            words[at + 1] = int(words[at + 1]) & 0xFFFF << 48 | head_at & 0xFFFF_FFFF_FFFF | 1
+        else:
+            words[at] = head_at
+
     def heads(self, words: Any) -> None:
         for at in self.some(self.places.blocks):
-            words[at] = self.nasty()
+            self.put_head(words, at, self.nasty())
         for at in self.some(self.places.heads):
             words[at + self.random.randrange(3)] = self.nasty()
         for at in self.some(self.places.entries):
@@ -258,7 +275,7 @@ class Damage:
             words[at : at + 3] = [8 * at, 2**32 * (CAPACITY // 16), 2**32 - 1]
             words[at] = 0
         for at in self.some(self.places.blocks):
-            words[at] = 8 * at
+            self.put_head(words, at, 8 * at)
         for at in self.places.entries:
             words[at : at + 2] = [0, 8 * self.random.choice(self.places.blocks)]
 
@@ -267,8 +284,8 @@ class Damage:
         for at in self.some(self.places.slots):
             words[at + 1] = CAPACITY - 8 * self.random.randint(1, 16)
         for at in self.some(self.places.blocks):
-            words[at] = CAPACITY - 8 * self.random.randint(1, 16)
-        words[-16:] = 65_535 << 32 | 2**32 - 1
+            self.put_head(words, at, CAPACITY - 8 * self.random.randint(1, 16))
+        words[-16:] = 65_535 << 32 | 65_535 << 16
 
     def heaps(self, words: Any) -> None:
         for at in self.some(self.places.heaps):
@@ -278,7 +295,7 @@ class Damage:
     def tiles(self, words: Any) -> None:
         """What lies behind a block's rows: sums, their anchors, created times."""
         for at in self.some(self.places.blocks):
-            capacity = int(words[at + 1]) >> 32 & 0xFFFF
+            _, capacity, _ = shape_of(words, at)
             for _ in range(8):
                 place = at + self.random.randrange(3, 8 + 8 * capacity)
                 if place < self.places.used:

@@ -107,7 +107,7 @@ def test_a_block_that_was_refused_is_not_looked_at_by_the_next_window(name: str)
             keys, features = {"user_id": [1]}, ["sums:amount_sum_1d", "sums:amount_sum_2500us"]
             expected = [[ROWS, 2_500]]
             assert other.get_feature_vectors(features, keys, as_of=START_US + ROWS).tolist() == expected
-            whole, arena[block + 1] = int(arena[block + 1]), int(arena[block + 1]) | 0xFFFFFFFF
+            whole, arena[block + 1] = int(arena[block + 1]), int(arena[block + 1]) | 0xFFFF0000
             with pytest.raises(StorageError, match="the arena is damaged"):
                 other.get_feature_vectors(features, keys, as_of=START_US + ROWS)
             arena[block + 1] = whole

@@ -63,10 +63,14 @@ static inline void copy_once(void *to, const void *from, size_t size) {
 }
 
 #define ff_unlikely(condition) __builtin_expect(!!(condition), 0)
-static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
-/* The lines of `size` bytes into the second level of the cache: of many entities at once the first can't hold them. They
-   may lie anywhere. */
-static inline void prefetch_far(uintptr_t start, uint64_t size) {
+
+/* Why always inlined: to the compiler a function that only prefetches does nothing, and it leaves out the call. */
+#define FF_PREFETCHES static inline __attribute__((always_inline)) void
+FF_PREFETCHES prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
+
+/* The lines of `size` bytes into the second level of the cache: of many entities at once the first can't hold them.
+   They may lie anywhere. */
+FF_PREFETCHES prefetch_far(uintptr_t start, uint64_t size) {
     uint64_t lines = ((start & 63) + size + 63) / 64;
 #pragma GCC unroll 4
     for (uint64_t i = 0; i < lines; i++) __builtin_prefetch((const void *)(start + 64 * i), 0, 2);

@@ -10,18 +10,19 @@ Invariant:  nothing here is visible to readers; the blocks are published by writ
 Errors:     ARENA_FULL or NO_MEMORY; what was allocated is listed in the shard's `allocated`.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 from .arena cimport heap_alloc, heap_free
-from .atomics cimport atomic_store_u64, ff_seeded_bug
+from .atomics cimport atomic_store_u64, ff_check, ff_seeded_bug
 from .columns cimport batch_encode, batch_heap_size, batch_heap_write
 from .layout cimport BlockHeader
 from .status cimport ARENA_FULL, NO_MEMORY, OK, Status
 from .tiles cimport tiles_build
 from .timeline cimport (
-    block_createds, block_events, block_key, block_of, block_row, block_sequences, block_size,
+    block_capacity, block_count, block_createds, block_events, block_key, block_key_size, block_of, block_offset,
+    block_put_head, block_row, block_sequences, block_size, shape_make,
 )
 
 cdef enum:
@@ -132,14 +133,15 @@ cdef Status block_build(
     cdef BlockHeader* block
     cdef uint32_t i
     cdef bint is_encoded = refs_follow(refs, count)
-    cdef Status status = writer_alloc(entity, block_size(entity.view, capacity, entity.key_size), at)
+    cdef uint64_t offset = block_offset(capacity)
+    cdef Status status = writer_alloc(entity, block_size(entity.view, capacity, entity.key_size) - offset, at)
     if status != OK:
         return status
+    ff_check(count == 1 or capacity != 1)
+    at[0] -= offset
     block = block_of(entity.view, at[0])
-    block.head_at = head_at
-    block.count = count
-    block.capacity = <uint16_t>capacity
-    block.key_size = entity.key_size
+    block.shape = shape_make(count, capacity, entity.key_size)
+    block_put_head(block, head_at)
     if entity.key_size & 7:
         memset(block_key(block) + (entity.key_size & ~7), 0, 8)
     memcpy(block_key(block), entity.key, entity.key_size)
@@ -158,7 +160,10 @@ cdef Status block_build(
 cdef Status block_replace(Entity* entity, uint64_t at) noexcept nogil:
     """Retire the block itself (its rows live on elsewhere) when the batch is published."""
     cdef BlockHeader* block = block_of(entity.view, at)
-    return piece_add(&entity.writer.replaced, at, block_size(entity.view, block.capacity, block.key_size))
+    cdef uint32_t capacity = block_capacity(block)
+    cdef uint64_t offset = block_offset(capacity)
+    cdef uint64_t size = block_size(entity.view, capacity, block_key_size(block)) - offset
+    return piece_add(&entity.writer.replaced, at + offset, size)
 
 
 cdef int ref_compare(const void* a, const void* b) noexcept nogil:
@@ -172,7 +177,7 @@ cdef Status refs_add_block(
     Entity* entity, BlockHeader* block, const RowRef* fresh, uint32_t fresh_count,
 ) noexcept nogil:
     """Merge a block's rows and fresh ones (in order) onto the end of the writer's refs."""
-    cdef uint32_t count = block.count if block != NULL else 0
+    cdef uint32_t count = block_count(block) if block != NULL else 0
     cdef RowRef* to = <RowRef*>vector_add(&entity.writer.refs, count + fresh_count, sizeof(RowRef))
     cdef uint32_t i = 0
     cdef uint32_t j = 0

@@ -19,7 +19,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memmove, memset
 
-from .atomics cimport atomic_store_u32, ff_seeded_bug
+from .atomics cimport ff_seeded_bug
 from .builder cimport (
     Entity, RowRef, block_build, block_place, block_replace, piece_add, ref_compare, refs_add_block, row_heap_replace,
     row_order, vector_add, writer_alloc,
@@ -28,7 +28,8 @@ from .layout cimport NEVER, BlockHeader, DirectoryEntry, TimelineHead
 from .status cimport NO_MEMORY, OK, Status
 from .tiles cimport tiles_extend
 from .timeline cimport (
-    TableView, block_createds, block_events, block_of, block_row, block_sequences, directory_of, head_of,
+    TableView, block_capacity, block_count, block_createds, block_events, block_head_at, block_of, block_put_count,
+    block_row, block_sequences, directory_of, head_of,
 )
 
 # --- dropping --------------------------------------------------------------------------------------------------------
@@ -58,12 +59,12 @@ cdef Status block_drop(Entity* entity, uint64_t at) noexcept nogil:
     cdef BlockHeader* block = block_of(entity.view, at)
     cdef uint32_t i
     cdef Status status
-    for i in range(block.count):
+    for i in range(block_count(block)):
         drop_note(entity, block_events(block)[i], block_createds(block)[i])
         status = row_heap_replace(entity, block_row(entity.view, block, i))
         if status != OK:
             return status
-    entity.writer.rows_delta -= block.count
+    entity.writer.rows_delta -= block_count(block)
     return block_replace(entity, at)
 
 
@@ -82,7 +83,7 @@ cdef Status refs_drop(Entity* entity, const RowRef* refs, uint32_t count) noexce
 
 
 cdef uint32_t visible_count(const BlockHeader* block, int64_t now_us) noexcept nogil:
-    cdef uint32_t count = block.count
+    cdef uint32_t count = block_count(block)
     while count > 0 and block_events(<BlockHeader*>block)[count - 1] > now_us:
         count -= 1
     return count
@@ -254,7 +255,7 @@ cdef Status head_finish(Entity* entity, uint64_t* at) noexcept nogil:
             return status
         head_of(entity.view, at[0])[0] = next[0]
     if entity.head != NULL:
-        return piece_add(&entity.writer.replaced, entity.tail.head_at, sizeof(TimelineHead))
+        return piece_add(&entity.writer.replaced, block_head_at(entity.tail), sizeof(TimelineHead))
     return OK
 
 
@@ -303,8 +304,8 @@ cdef void entity_begin(Entity* entity) noexcept nogil:
     entity.next.deleted_us = NEVER
     if block_at != 0:
         entity.tail = block_of(entity.view, block_at)
-        if entity.tail.head_at != 0:
-            entity.head = head_of(entity.view, entity.tail.head_at)
+        if block_head_at(entity.tail) != 0:
+            entity.head = head_of(entity.view, block_head_at(entity.tail))
             entity.next = entity.head[0]
     entity.first_changed = entity.next.directory_count
 
@@ -330,7 +331,7 @@ cdef uint32_t fresh_filter(Entity* entity, RowRef* fresh, uint32_t count) noexce
 
 
 cdef inline bint comes_after_tail(Entity* entity, const RowRef* fresh) noexcept nogil:
-    cdef uint32_t last = entity.tail.count - 1
+    cdef uint32_t last = block_count(entity.tail) - 1
     if ff_seeded_bug("late_row_appended"):
         return True
     return row_order(
@@ -351,25 +352,26 @@ cdef Status entity_prepare(Entity* entity, RowRef* fresh, uint32_t count) noexce
     entity.writer.rows_delta += count
     if count == 0:
         return entity_finish_head(entity) if entity.is_head_changed else OK
-    if entity.tail == NULL or entity.tail.count == 0:
+    if entity.tail == NULL or block_count(entity.tail) == 0:
         entity.writer.live_delta += 1
     if entity.tail == NULL:
         entity.writer.entities_delta += 1
         if count == 1:
             return block_build(entity, fresh, 1, 1, 0, &entity.pending.block_at)
     elif (
-        not entity.is_head_changed and entity.tail.count > 0 and entity.tail.count + count <= entity.tail.capacity
+        not entity.is_head_changed and block_count(entity.tail) > 0
+        and block_count(entity.tail) + count <= block_capacity(entity.tail)
         and comes_after_tail(entity, fresh)
     ):
         if ff_seeded_bug("count_before_row"):
-            atomic_store_u32(&entity.tail.count, entity.tail.count + count)
+            block_put_count(entity.tail, block_count(entity.tail) + count)
         for i in range(count):
-            status = block_place(entity, entity.tail, entity.tail.count + i, &fresh[i])
+            status = block_place(entity, entity.tail, block_count(entity.tail) + i, &fresh[i])
             if status != OK:
                 return status
-        tiles_extend(entity.view, entity.tail, entity.tail.count, entity.tail.count + count)
+        tiles_extend(entity.view, entity.tail, block_count(entity.tail), block_count(entity.tail) + count)
         entity.pending.tail = entity.tail
-        entity.pending.count = entity.tail.count + count
+        entity.pending.count = block_count(entity.tail) + count
         return OK
     return entity_rebuild(entity, fresh, count)
 
@@ -489,7 +491,7 @@ cdef Status refs_add_survivors(Entity* entity, BlockHeader* block, const Leaving
     cdef uint32_t i
     cdef RowRef* ref
     cdef Status status
-    for i in range(block.count):
+    for i in range(block_count(block)):
         if not is_leaving(leaving, block_createds(block)[i], block_sequences(block)[i]):
             ref = <RowRef*>vector_add(&entity.writer.refs, 1, sizeof(RowRef))
             if ref == NULL:
@@ -540,7 +542,7 @@ cdef Status entity_delete(Entity* entity, int64_t deleted_us) noexcept nogil:
     status = timeline_take(entity, &leaving)
     if status != OK:
         return status
-    if entity.tail != NULL and entity.tail.count > 0 and entity.writer.refs.count == 0:
+    if entity.tail != NULL and block_count(entity.tail) > 0 and entity.writer.refs.count == 0:
         entity.writer.live_delta -= 1
     return entity_finish(entity, <RowRef*>entity.writer.refs.data, <uint32_t>entity.writer.refs.count)
 
@@ -573,7 +575,7 @@ cdef Status entity_replace(
     memcpy(refs, fresh, count * sizeof(RowRef))
     refs = <RowRef*>entity.writer.refs.data
     qsort(refs, entity.writer.refs.count, sizeof(RowRef), ref_compare)
-    entity.writer.live_delta += (entity.writer.refs.count > 0) - (entity.tail.count > 0)
+    entity.writer.live_delta += (entity.writer.refs.count > 0) - (block_count(entity.tail) > 0)
     return entity_finish(entity, refs, <uint32_t>entity.writer.refs.count)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import StorageError
 from .arena cimport arena_pin, arena_unpin
-from .atomics cimport atomic_load_u32, atomic_load_u64
+from .atomics cimport atomic_load_u64
 from .builder cimport Vector, vector_add
 from .cells cimport PlanFeature, column_bytes, column_fixed, column_offsets, column_valid
 from .columns cimport STRING, VECTOR, FieldView, KeyView, RowLayout, key_at, key_size
@@ -30,7 +30,8 @@ from .plan import NUMPY_OF_KIND
 from .request cimport Request
 from .table cimport Table
 from .timeline cimport (
-    TableView, block_createds, block_events, block_key, block_of, block_row, block_sequences, directory_of, head_of,
+    TableView, block_count, block_createds, block_events, block_head_at, block_key, block_key_size, block_of, block_row,
+    block_sequences, directory_of, head_of,
     keys_hash, timeline_block,
 )
 
@@ -61,7 +62,7 @@ cdef class Export:
 
 cdef int add_block(Export e, const TableView* view, BlockHeader* block, uint64_t sequence_end) except -1 nogil:
     """Every published row of a block."""
-    cdef uint32_t count = atomic_load_u32(&block.count)
+    cdef uint32_t count = block_count(block)
     cdef uint32_t i
     cdef int64_t* stamp
     cdef const uint8_t** row
@@ -92,10 +93,10 @@ cdef int add_entity(Export e, const TableView* view, BlockHeader* tail, uint64_t
         with gil:
             raise MemoryError(f"no memory for an export of {e.entities.count} entities; export fewer shards at once")
     entity[0] = <int64_t>(<uint8_t*>block_key(tail) - view.arena.base)
-    entity[1] = tail.key_size
+    entity[1] = block_key_size(tail)
     entity[2] = NEVER
     entity[3] = 0
-    head_at = atomic_load_u64(&tail.head_at)
+    head_at = block_head_at(tail)
     if head_at != 0:
         head = head_of(view, head_at)
         entity[2] = head.deleted_us

@@ -29,7 +29,8 @@ from .index cimport hash_bytes, slots_mask, slots_of
 from .layout cimport NEVER, BlockHeader, TimelineHead
 from .status cimport NO_MEMORY, OK, Status
 from .timeline cimport (
-    TableView, block_createds, block_key, block_of, block_row, block_sequences, directory_of, head_of, timeline_block,
+    TableView, block_count, block_createds, block_head_at, block_key, block_key_size, block_of, block_row,
+    block_sequences, directory_of, head_of, timeline_block,
 )
 from .writer cimport Grouping
 
@@ -108,14 +109,14 @@ cdef Status block_add(IdIndex* ids, const TableView* view, BlockHeader* tail, Bl
     cdef uint32_t i
     cdef Id* slot
     cdef Status status
-    for i in range(block.count):
+    for i in range(block_count(block)):
         row = block_row(view, block, i)
         id = row + ids.offset
         size = ids.width
         if ids.is_variable:
             size = (<const Cell*>id).size
             id = view.arena.base + (<const uint64_t*>(row + view.heap_offset))[0] + 8 + (<const Cell*>id).offset
-        status = mark_make(ids, view, block_key(tail), tail.key_size, id, size, mark)
+        status = mark_make(ids, view, block_key(tail), block_key_size(tail), id, size, mark)
         if status != OK:
             return status
         slot = id_find(ids, mark)
@@ -147,8 +148,8 @@ cdef Status table_add(IdIndex* ids, const TableView* view) noexcept nogil:
             if slots_of(view.arena.base, word)[i].hash == 0 or block_at == 0:
                 continue
             tail = block_of(view, block_at)
-            if tail.head_at != 0:
-                head = head_of(view, tail.head_at)
+            if block_head_at(tail) != 0:
+                head = head_of(view, block_head_at(tail))
                 for j in range(head.directory_first, head.directory_count):
                     block_at = directory_of(view, head.directory_at)[j].block_at
                     status = block_add(ids, view, tail, block_of(view, block_at))
@@ -247,7 +248,7 @@ cdef int64_t entity_deleted_us(
 ) noexcept nogil:
     """When the row's entity was deleted last; rows created before it are none."""
     cdef BlockHeader* tail = timeline_block(view, hash, key_at(&batch.keys, row), key_size(&batch.keys, row))
-    return NEVER if tail == NULL or tail.head_at == 0 else head_of(view, tail.head_at).deleted_us
+    return NEVER if tail == NULL or block_head_at(tail) == 0 else head_of(view, block_head_at(tail)).deleted_us
 
 
 cdef Status row_sift(

@@ -7,6 +7,7 @@ cdef enum:
     SIZE_CLASSES = 153        # see arena.pyx, heap_class
     SHARDS_MAX = 64
     BLOCK_HEADER_SIZE = 16
+    HEAD_AT_SIZE = 8          # its first word, which a block of one row does without
     STAMP_SIZE = 24           # event_time, created_time, sequence of one row
 
 cdef extern from *:
@@ -81,11 +82,9 @@ cdef struct Slot:
     uint64_t hash             # 0: empty
     uint64_t block_at         # 0: claimed, nothing published yet
 
-cdef struct BlockHeader:
-    uint64_t head_at          # TimelineHead, 0 where there is none
-    uint32_t count            # rows published
-    uint16_t capacity
-    uint16_t key_size         # bytes of the key that follows, padded to 8 in the block
+cdef struct BlockHeader:      # its fields are timeline.pxd's: shape_count, ..., block_head_at
+    uint64_t head_at          # TimelineHead, 0 where there is none; of one row: not the block's own
+    uint64_t shape            # see layout.pyx
 
 cdef struct DirectoryEntry:
     int64_t first_event

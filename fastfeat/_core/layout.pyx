@@ -11,7 +11,9 @@
     TableHeader                        one per view
       0  slots word per shard (64 x u64) | 512 shard_bits | 520 pad | 576 ShardHeader[64]
     Slot           16 B   hash u64 | block_at u64
-    BlockHeader    16 B   head_at u64 | count u32 | capacity u16 | key_size u16
+    BlockHeader    16 B   head_at u64 | 0 u16 | count u16 | capacity u16 | key_size u16
+                          of a block with room for one row 8 B: head_at + 1 u48 | key_size u16; its offset is that of
+                          the 8 B before, so that all behind lies where it lies in others
     Block                 BlockHeader | key, padded to 8 | event_time[capacity] | created_time[capacity] |
                           sequence[capacity] | row[capacity] (row_stride bytes each, see columns.pyx) | tiles
     Tiles                 of event views, where capacity >= 8; n = capacity / 8, c = columns of numbers:
@@ -25,7 +27,7 @@ All offsets count from the arena's first byte. 0 is never a valid offset of anyt
 
 from .atomics cimport FF_IS_DEBUG
 
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 IS_DEBUG = bool(FF_IS_DEBUG)
 
 

@@ -24,7 +24,7 @@ static inline uint64_t slot_line(uint64_t word, uint64_t hash) {
     return (word & ~(uint64_t)63) + (hash & mask & ~(uint64_t)3) * 16;
 }
 
-static inline void block_fetch(const SearchPlan *plan, uint64_t block_at) {
+FF_PREFETCHES block_fetch(const SearchPlan *plan, uint64_t block_at) {
     prefetch_far((uintptr_t)plan->base + block_at + plan->fetch_offset, plan->fetch_size);
 }
 

@@ -1,6 +1,7 @@
 /* SipHash-1-3 of one integer, of many at once, and of bytes, by a secret seed of two words; never 0.
 
-   Many at once: the compiler makes vectors of the plain loop. Every width of them gives the same hashes. Source: Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012. */
+   Many at once: the compiler makes vectors of the plain loop. Every width of them gives the same hashes.
+   Source: Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012. */
 #ifndef FASTFEAT_SIPHASH_H
 #define FASTFEAT_SIPHASH_H
 

@@ -24,7 +24,7 @@ from libc.stdint cimport INT64_MIN, int16_t, int32_t, int64_t, uint8_t, uint32_t
 from .columns cimport FLOAT32, FLOAT64, row_is_null
 from .exact cimport FINITE, int128
 from .timeline cimport (
-    SumColumn, block_createds, block_events, block_row,
+    SumColumn, block_capacity, block_count, block_createds, block_events, block_key_size, block_row,
 )
 
 cdef enum:
@@ -35,9 +35,9 @@ cdef enum:
 
 cdef inline void block_view(BlockHeader* block, BlockView* view) noexcept nogil:
     view.header = block
-    view.count = block.count
-    view.capacity = block.capacity
-    view.key_size = block.key_size
+    view.count = block_count(block)
+    view.capacity = block_capacity(block)
+    view.key_size = block_key_size(block)
     view.events = block_events(block)
 
 
@@ -69,13 +69,13 @@ cdef void tiles_build(const TableView* view, BlockHeader* block) noexcept nogil:
     cdef BlockView opened
     cdef int16_t* anchors
     cdef uint32_t c
-    if view.sums_count == 0 or block.capacity < TILE:
+    if view.sums_count == 0 or block_capacity(block) < TILE:
         return
     block_view(block, &opened)
     anchors = <int16_t*>tiles_anchors(view, &opened)
     for c in range(view.sums_count):
-        anchors[c] = <int16_t>anchor_of(view, block, &view.sums[c], block.count)
-    tiles_extend(view, block, 0, block.count)
+        anchors[c] = <int16_t>anchor_of(view, block, &view.sums[c], block_count(block))
+    tiles_extend(view, block, 0, block_count(block))
 
 
 cdef void tiles_extend(const TableView* view, BlockHeader* block, uint32_t low, uint32_t high) noexcept nogil:
@@ -88,7 +88,7 @@ cdef void tiles_extend(const TableView* view, BlockHeader* block, uint32_t low, 
     cdef uint32_t k
     cdef uint32_t i
     cdef uint32_t c
-    if view.sums_count == 0 or block.capacity < TILE or first == end:
+    if view.sums_count == 0 or block_capacity(block) < TILE or first == end:
         return
     block_view(block, &opened)
     created = <int64_t*>tiles_created(view, &opened)

@@ -3,10 +3,10 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from .arena cimport ArenaView, arena_end
-from .atomics cimport atomic_load_u32, atomic_load_u64, ff_unlikely, load_once_u16, load_once_u64, prefetch
+from .atomics cimport atomic_load_u64, atomic_store_u64, ff_unlikely, load_once_u64, prefetch
 from .columns cimport Cell, KeyView
 from .index cimport NOWHERE, Slot, slot_line, slots_are_inside, slots_mask, slots_next_block, slots_of
-from .layout cimport BLOCK_HEADER_SIZE, STAMP_SIZE, BlockHeader, DirectoryEntry, ShardHeader, TimelineHead
+from .layout cimport BLOCK_HEADER_SIZE, HEAD_AT_SIZE, STAMP_SIZE, BlockHeader, DirectoryEntry, ShardHeader, TimelineHead
 
 cdef enum:
     GROUP = 128               # entities whose cache misses overlap
@@ -50,10 +50,69 @@ cdef inline uint64_t tiles_size(const TableView* view, uint32_t capacity) noexce
 
 
 cdef inline uint64_t block_size(const TableView* view, uint32_t capacity, uint32_t key_size) noexcept nogil:
+    """Bytes of a block from its offset on: its own, and for one row those of HEAD_AT_SIZE before."""
     return (
         BLOCK_HEADER_SIZE + key_padded(key_size) + <uint64_t>capacity * (STAMP_SIZE + view.row_stride)
         + tiles_size(view, capacity)
     )
+
+
+cdef inline uint64_t block_offset(uint32_t capacity) noexcept nogil:
+    """From a block's offset to its first own byte."""
+    return HEAD_AT_SIZE if capacity == 1 else 0
+
+
+# A block's shape, which changes with its count, and with the head of one row: loaded once by who must see it at rest.
+cdef inline uint64_t shape_make(uint32_t count, uint32_t capacity, uint16_t key_size) noexcept nogil:
+    if capacity == 1:
+        return <uint64_t>key_size << 48 | 1
+    return <uint64_t>key_size << 48 | <uint64_t>capacity << 32 | <uint64_t>count << 16
+
+
+cdef inline bint shape_is_one(uint64_t shape) noexcept nogil:
+    """True where the block has room for one row, and has it."""
+    return shape & 1
+
+
+cdef inline uint32_t shape_count(uint64_t shape) noexcept nogil:
+    return 1 if shape & 1 else <uint32_t>(shape >> 16) & 0xFFFF
+
+
+cdef inline uint32_t shape_capacity(uint64_t shape) noexcept nogil:
+    return 1 if shape & 1 else <uint32_t>(shape >> 32) & 0xFFFF
+
+
+cdef inline uint16_t shape_key_size(uint64_t shape) noexcept nogil:
+    return <uint16_t>(shape >> 48)
+
+
+cdef inline uint32_t block_count(const BlockHeader* block) noexcept nogil:
+    return shape_count(atomic_load_u64(&block.shape))
+
+
+cdef inline uint32_t block_capacity(const BlockHeader* block) noexcept nogil:
+    return shape_capacity(block.shape)
+
+
+cdef inline uint16_t block_key_size(const BlockHeader* block) noexcept nogil:
+    return shape_key_size(block.shape)
+
+
+cdef inline uint64_t block_head_at(const BlockHeader* block) noexcept nogil:
+    cdef uint64_t shape = atomic_load_u64(&block.shape)
+    return shape & (<uint64_t>0xFFFF_FFFF_FFFE) if shape_is_one(shape) else atomic_load_u64(&block.head_at)
+
+
+cdef inline void block_put_count(BlockHeader* block, uint32_t count) noexcept nogil:
+    """Publish rows [0, count) of a block that has room for more than one."""
+    atomic_store_u64(&block.shape, (block.shape & ~(<uint64_t>0xFFFF << 16)) | <uint64_t>count << 16)
+
+
+cdef inline void block_put_head(BlockHeader* block, uint64_t head_at) noexcept nogil:
+    if shape_is_one(block.shape):
+        atomic_store_u64(&block.shape, (block.shape & (<uint64_t>0xFFFF << 48)) | head_at | 1)
+    else:
+        atomic_store_u64(&block.head_at, head_at)
 
 
 cdef inline uint8_t* block_key(BlockHeader* block) noexcept nogil:
@@ -61,19 +120,19 @@ cdef inline uint8_t* block_key(BlockHeader* block) noexcept nogil:
 
 
 cdef inline int64_t* block_events(BlockHeader* block) noexcept nogil:
-    return <int64_t*>(<uint8_t*>block + BLOCK_HEADER_SIZE + key_padded(block.key_size))
+    return <int64_t*>(<uint8_t*>block + BLOCK_HEADER_SIZE + key_padded(block_key_size(block)))
 
 
 cdef inline int64_t* block_createds(BlockHeader* block) noexcept nogil:
-    return block_events(block) + block.capacity
+    return block_events(block) + block_capacity(block)
 
 
 cdef inline uint64_t* block_sequences(BlockHeader* block) noexcept nogil:
-    return <uint64_t*>(block_events(block) + 2 * block.capacity)
+    return <uint64_t*>(block_events(block) + 2 * block_capacity(block))
 
 
 cdef inline uint8_t* block_row(const TableView* view, BlockHeader* block, uint32_t i) noexcept nogil:
-    return <uint8_t*>(block_events(block) + 3 * block.capacity) + <uint64_t>i * view.row_stride
+    return <uint8_t*>(block_events(block) + 3 * block_capacity(block)) + <uint64_t>i * view.row_stride
 
 
 cdef inline BlockHeader* block_of(const TableView* view, uint64_t at) noexcept nogil:
@@ -111,14 +170,16 @@ cdef inline bint block_open(const TableView* view, uint64_t at, BlockView* block
     """Look at the block at `at`; False where no block can be there."""
     cdef BlockHeader* header
     cdef uint64_t end = arena_end(&view.arena)
+    cdef uint64_t shape
     cdef uint64_t size
     if ff_unlikely(not is_inside(end, at, BLOCK_HEADER_SIZE)):
         return False
     header = block_of(view, at)
     block.header = header
-    block.count = atomic_load_u32(&header.count)
-    block.capacity = load_once_u16(&header.capacity)
-    block.key_size = load_once_u16(&header.key_size)
+    shape = atomic_load_u64(&header.shape)
+    block.count = shape_count(shape)
+    block.capacity = shape_capacity(shape)
+    block.key_size = shape_key_size(shape)
     size = block_size(view, block.capacity, block.key_size)
     if ff_unlikely(block.count > block.capacity or size > end - at):
         return False

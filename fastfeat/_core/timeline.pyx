@@ -8,7 +8,8 @@
                                              older blocks in order <-----+  (first_event, block_at) each
 
     An entity with one row is one block of capacity 1: a packed record, found with two cache misses and read with its
-    own lines. More rows make larger blocks; when the tail is full the older ones go into the directory.
+    own lines. Its head_at is part of its shape, so that 50 float64 and all that belongs to them fill seven lines. More
+    rows make larger blocks; when the tail is full the older ones go into the directory.
 
     stamps: event_time[capacity], created_time[capacity], sequence[capacity]; then row[capacity].
 
@@ -38,7 +39,7 @@ from .arena cimport arena_end
 from .atomics cimport atomic_load_u64, copy_once, load_once_u64, prefetch_far
 from .columns cimport KeyView, key_at, key_size
 from .index cimport SearchPlan, block_fetch, hash_bytes, hash_u64s, lines_search
-from .layout cimport BLOCK_HEADER_SIZE, NEVER, STAMP_SIZE, BlockHeader, DirectoryEntry, TimelineHead
+from .layout cimport BLOCK_HEADER_SIZE, HEAD_AT_SIZE, NEVER, STAMP_SIZE, BlockHeader, DirectoryEntry, TimelineHead
 from .status cimport BEFORE_HISTORY, DELETED, EXPIRED, NOT_FOUND, PRESENT, TORN
 
 cdef void keys_hash(
@@ -146,7 +147,7 @@ cdef inline const uint8_t* timeline_as_of(
     if found >= 0:
         return row_live(view, block, found, event_us, status, event_time)
     event_time[0] = 0
-    head_at = atomic_load_u64(&block.header.head_at)
+    head_at = block_head_at(block.header)
     if head_at != 0:
         return timeline_older(view, head_at, event_us, known_us, status, event_time)
     status[0] = NOT_FOUND
@@ -192,7 +193,7 @@ cdef const uint8_t* timeline_read(
 cdef inline void blocks_find(
     const TableView* view, const uint64_t* hashes, int64_t count, uint64_t fetched, uint64_t* blocks_at,
 ) noexcept nogil:
-    """first_block of up to GROUP hashes, whose slots are on their way; asks for `fetched` bytes of each block.
+    """first_block of up to GROUP hashes, whose slots are on their way; asks for `fetched` bytes from each shape on.
 
     A search that leaves its first cache line waits until all others are done, while its next line comes: a miss that
     the processor has to wait for takes longer than all else about an entity.
@@ -205,7 +206,7 @@ cdef inline void blocks_find(
     plan.words = view.slots
     plan.shift = 63 - view.shard_bits
     plan.end = arena_end(&view.arena)
-    plan.fetch_offset = 0
+    plan.fetch_offset = HEAD_AT_SIZE
     plan.fetch_size = fetched
     waiting = lines_search(&plan, hashes, count, blocks_at, later)
     for i in range(waiting):
@@ -228,8 +229,8 @@ cdef void timelines_as_of(
         if end < keys.count:              # the next group's, in this call or the next one
             prefetch_slots(view, hashes, end, end + GROUP if end + GROUP < keys.count else keys.count)
         blocks_find(
-            view, hashes + start, end - start, BLOCK_HEADER_SIZE + 8 + STAMP_SIZE + fetched if is_packed else 2 * LINE,
-            blocks_at,
+            view, hashes + start, end - start,
+            BLOCK_HEADER_SIZE - HEAD_AT_SIZE + 8 + STAMP_SIZE + fetched if is_packed else 2 * LINE, blocks_at,
         )
         newest_read(
             view, fetched, is_packed, keys, hashes, start, end, blocks_at, event_us, known_us, step,
@@ -253,14 +254,15 @@ cdef inline void newest_read(
     cdef uint64_t arena_size = arena_end(&view.arena)     # every offset was loaded before: it covers them
     cdef uint64_t row_stride = view.row_stride
     cdef uint64_t ttl_us = atomic_load_u64(<const uint64_t*>&view.ttl_us)
-    cdef uint64_t one_row = 1 | <uint64_t>1 << 32 | <uint64_t>8 << 48     # count, capacity and key_size of a header
+    cdef uint64_t one_row = shape_make(1, 1, 8)
+    cdef uint64_t one_mask = <uint64_t>0xFFFF << 48 | 1    # what of a shape does not depend on the head
     cdef uint64_t one_size = BLOCK_HEADER_SIZE + 8 + STAMP_SIZE + row_stride
     cdef const BlockHeader* header
     cdef const uint64_t* key
     cdef const int64_t* events
     cdef const uint8_t* row
     cdef uint64_t at
-    cdef uint64_t word
+    cdef uint64_t shape
     cdef uint64_t size
     cdef uint32_t count
     cdef uint32_t capacity
@@ -279,16 +281,16 @@ cdef inline void newest_read(
         if is_inside(arena_size, at, BLOCK_HEADER_SIZE):
             header = <const BlockHeader*>(base + at)
             key = <const uint64_t*>(header + 1)
-            word = atomic_load_u64(<const uint64_t*>&header.count)
-            if word == one_row and ints != NULL:
+            shape = atomic_load_u64(&header.shape)
+            if shape & one_mask == one_row and ints != NULL:
                 if one_size <= arena_size - at and key[0] == ints[i]:
                     event = <int64_t>load_once_u64(&key[1])
                     created = <int64_t>key[2]
                     row = <const uint8_t*>(key + 4)
             else:
-                count = <uint32_t>word
-                capacity = (word >> 32) & 0xFFFF
-                width = word >> 48
+                count = shape_count(shape)
+                capacity = shape_capacity(shape)
+                width = shape_key_size(shape)
                 size = BLOCK_HEADER_SIZE + key_padded(width) + <uint64_t>capacity * (STAMP_SIZE + row_stride)
                 if count - 1 < capacity and size <= arena_size - at and width == key_size(keys, i):   # 0 rows: not so
                     if memcmp(key, key_at(keys, i), width) == 0:

@@ -27,8 +27,8 @@ static inline int ff_vector_bits(void) {
     return 128;
 }
 
-/* Of `name`, name_256 and name_512: name_widest is the one to call, name_bits() says which that is. Chosen when a module
-   is loaded, before any thread may call it. */
+/* Of `name`, name_256 and name_512: name_widest is the one to call, name_bits() says which that is. Chosen when a
+   module is loaded, before any thread may call it. */
 #ifdef FF_HAS_WIDER
 #define FF_CHOOSE_WIDEST(name) \
     static __typeof__(&name) name##_widest = name; \

@@ -31,7 +31,7 @@ from .aggregates cimport (
 )
 from .arena cimport arena_end
 from .atomics cimport (
-    atomic_load_u32, atomic_load_u64, copy_once, cpu_relax, ff_seeded_bug, ff_unlikely, load_once_u16, load_once_u64,
+    copy_once, cpu_relax, ff_seeded_bug, ff_unlikely, load_once_u16, load_once_u64,
     prefetch,
 )
 from .columns cimport (
@@ -48,8 +48,8 @@ from .tiles cimport (
     COUNT_BITS, Tile, cell_split, cell_term, tile_fits, tiles_anchors, tiles_created, tiles_of,
 )
 from .timeline cimport (
-    GROUP, TILE, BlockView, block_has_key, block_open, cell_bytes, directory_of, first_block, head_of, is_inside,
-    prefetch_slots, timeline_find,
+    GROUP, TILE, BlockView, block_count, block_has_key, block_head_at, block_open, cell_bytes, directory_of,
+    first_block, head_of, is_inside, prefetch_slots, timeline_find,
 )
 
 cdef enum:
@@ -105,12 +105,12 @@ cdef void timeline_open(Timeline* t, const TableView* view, const BlockView* tai
     t.words = NULL
     t.known_end = 0
     while True:                           # head and count change one at a time: see both as of one moment
-        head_at = atomic_load_u64(&tail.header.head_at)
+        head_at = block_head_at(tail.header)
         if ff_seeded_bug("count_after_head"):
             for _ in range(20_000):
                 cpu_relax()
-        t.tail.count = atomic_load_u32(&tail.header.count)
-        if ff_seeded_bug("count_after_head") or atomic_load_u64(&tail.header.head_at) == head_at:
+        t.tail.count = block_count(tail.header)
+        if ff_seeded_bug("count_after_head") or block_head_at(tail.header) == head_at:
             break
     t.has_head = head_at != 0
     if ff_unlikely(t.tail.count > t.tail.capacity):

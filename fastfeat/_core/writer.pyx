@@ -18,14 +18,16 @@ from libc.stdlib cimport calloc, free, malloc, qsort
 from libc.string cimport memcmp, memmove, memset
 
 from .arena cimport epoch_advance, epoch_oldest_pin, extent_free, heap_free
-from .atomics cimport atomic_store_u32, atomic_store_u64, ff_seeded_bug, prefetch
+from .atomics cimport atomic_store_u64, ff_seeded_bug, prefetch
 from .builder cimport Entity, Pending, Piece, Retired, RowRef, ref_compare, vector_add, vector_clear
 from .columns cimport batch_encode, batch_sequence, key_at, key_size
 from .entity cimport entity_begin, entity_delete, entity_prepare, entity_remember, entity_replace
 from .index cimport slot_find, slots_alloc, slots_mask, slots_of, slots_rehash, slots_size
 from .layout cimport SHARDS_MAX, BlockHeader, Slot
 from .status cimport ARENA_FULL, NO_MEMORY, OK
-from .timeline cimport block_key, block_of, shard_of
+from .timeline cimport (
+    block_head_at, block_key, block_key_size, block_of, block_put_count, block_put_head, shard_of,
+)
 
 # --- grouping --------------------------------------------------------------------------------------------------------
 
@@ -132,7 +134,7 @@ cdef Slot* slot_claim(
             return slot
         if slot.block_at != 0:
             block = block_of(view, slot.block_at)
-            if block.key_size == size and memcmp(block_key(block), key, size) == 0:
+            if block_key_size(block) == size and memcmp(block_key(block), key, size) == 0:
                 return slot
         step += 1
 
@@ -210,9 +212,9 @@ cdef inline void prefetch_old(const TableView* view, const Pending* pending) noe
     if pending.slot.block_at != 0:
         block = block_of(view, pending.slot.block_at)
         prefetch(<const uint8_t*>block + 64)
-        if block.head_at != 0:
-            prefetch(view.arena.base + block.head_at)
-            prefetch(view.arena.base + block.head_at + 64)
+        if block_head_at(block) != 0:
+            prefetch(view.arena.base + block_head_at(block))
+            prefetch(view.arena.base + block_head_at(block) + 64)
 
 
 cdef inline void prefetch_block(const TableView* view, uint64_t hash) noexcept nogil:
@@ -397,9 +399,9 @@ cdef void pending_publish(const Pending* pending) noexcept nogil:
         atomic_store_u64(&pending.slot.block_at, pending.block_at)
         return
     if pending.head_at != 0:
-        atomic_store_u64(&pending.tail.head_at, pending.head_at)
+        block_put_head(pending.tail, pending.head_at)
     if pending.count != 0:
-        atomic_store_u32(&pending.tail.count, pending.count)
+        block_put_count(pending.tail, pending.count)
 
 
 cdef void shard_clear(ShardWriter* writer) noexcept nogil:
