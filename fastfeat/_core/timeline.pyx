@@ -257,6 +257,7 @@ cdef inline void newest_read(
     cdef uint64_t one_row = shape_make(1, 1, 8)
     cdef uint64_t one_mask = <uint64_t>0xFFFF << 48 | 1    # what of a shape does not depend on the head
     cdef uint64_t one_size = BLOCK_HEADER_SIZE + 8 + STAMP_SIZE + row_stride
+    cdef uint64_t one_end = arena_size - one_size if one_size <= arena_size else 0     # where the last one may begin
     cdef const BlockHeader* header
     cdef const uint64_t* key
     cdef const int64_t* events
@@ -272,22 +273,24 @@ cdef inline void newest_read(
     cdef int64_t i
     for i in range(start, end):
         at = blocks_at[i - start]
-        if at == 0:
-            event_times[i] = 0
-            statuses[i] = NOT_FOUND
-            rows[i] = NULL
-            continue
         row = NULL
-        if is_inside(arena_size, at, BLOCK_HEADER_SIZE):
-            header = <const BlockHeader*>(base + at)
-            key = <const uint64_t*>(header + 1)
-            shape = atomic_load_u64(&header.shape)
-            if shape & one_mask == one_row and ints != NULL:
-                if one_size <= arena_size - at and key[0] == ints[i]:
-                    event = <int64_t>load_once_u64(&key[1])
-                    created = <int64_t>key[2]
-                    row = <const uint8_t*>(key + 4)
-            else:
+        if at - 1 < one_end and (at & 7) == 0 and ints != NULL:     # not 0, and inside
+            key = <const uint64_t*>(base + at + BLOCK_HEADER_SIZE)
+            shape = atomic_load_u64(&(<const BlockHeader*>(base + at)).shape)
+            if shape & one_mask == one_row and key[0] == ints[i]:
+                event = <int64_t>load_once_u64(&key[1])
+                created = <int64_t>key[2]
+                row = <const uint8_t*>(key + 4)
+        if row == NULL:
+            if at == 0:
+                event_times[i] = 0
+                statuses[i] = NOT_FOUND
+                rows[i] = NULL
+                continue
+            if is_inside(arena_size, at, BLOCK_HEADER_SIZE):
+                header = <const BlockHeader*>(base + at)
+                key = <const uint64_t*>(header + 1)
+                shape = atomic_load_u64(&header.shape)
                 count = shape_count(shape)
                 capacity = shape_capacity(shape)
                 width = shape_key_size(shape)
