@@ -32,7 +32,7 @@ from .versioned_rows import (
     texts_of,
 )
 
-KEYS = 200
+KEYS = 300  # so many that reads of all of them let go of the GIL
 SECONDS_MAX = 60.0  # more, that a slow machine gets to make its steps
 PAUSE_SECONDS = 1e-3  # after each step: a thread that never waits keeps the interpreter from the others
 KEYS_MAX = 40_000

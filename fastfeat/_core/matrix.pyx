@@ -19,7 +19,7 @@ import numpy as np
 cnp.import_array()
 
 cdef enum:
-    RELEASE_MIN = 64          # entities from which releasing the GIL pays
+    RELEASE_MIN = 256         # entities from which releasing the GIL pays, see docs/ARCHITECTURE.md
 
 ctypedef fused Number:
     int8_t

@@ -41,7 +41,7 @@ from .values import TIME_MAX_US, TIME_MIN_US
 cnp.import_array()
 
 cdef enum:
-    RELEASE_MIN = 64          # entities from which releasing the GIL pays
+    RELEASE_MIN = 256         # entities from which releasing the GIL pays, see docs/ARCHITECTURE.md
     JOIN_KEYS_MAX = 8
     SPARES_MAX = 16
     HASHED = 16               # keys at once, whose slots come while the next are hashed
