@@ -62,7 +62,8 @@ cdef inline uint64_t block_offset(uint32_t capacity) noexcept nogil:
     return HEAD_AT_SIZE if capacity == 1 else 0
 
 
-# A block's shape, which changes with its count, and with the head of one row: loaded once by who must see it at rest.
+# A block's shape changes with its count, and with the head of one row: readers load it atomically, and once where they
+# compare its parts.
 cdef inline uint64_t shape_make(uint32_t count, uint32_t capacity, uint16_t key_size) noexcept nogil:
     if capacity == 1:
         return <uint64_t>key_size << 48 | 1
@@ -91,11 +92,11 @@ cdef inline uint32_t block_count(const BlockHeader* block) noexcept nogil:
 
 
 cdef inline uint32_t block_capacity(const BlockHeader* block) noexcept nogil:
-    return shape_capacity(block.shape)
+    return shape_capacity(atomic_load_u64(&block.shape))
 
 
 cdef inline uint16_t block_key_size(const BlockHeader* block) noexcept nogil:
-    return shape_key_size(block.shape)
+    return shape_key_size(atomic_load_u64(&block.shape))
 
 
 cdef inline uint64_t block_head_at(const BlockHeader* block) noexcept nogil:
