@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -473,3 +475,28 @@ def test_readers_go_on_while_definitions_and_rows_change() -> None:
         assert not reader.is_alive()
     assert faults == []
     assert seen[-1] == rounds
+
+
+def test_a_read_of_a_hundred_waits_for_no_busy_thread(store: Store) -> None:
+    """One that let go of the GIL would wait for each interval that the busy thread has it."""
+    keys = {"user_id": np.arange(100)}
+    before, is_over = sys.getswitchinterval(), threading.Event()
+
+    def spin() -> None:
+        while not is_over.is_set():
+            pass
+
+    busy = threading.Thread(target=spin)
+    sys.setswitchinterval(0.05)
+    try:
+        busy.start()
+        time.sleep(0.1)
+        began = time.monotonic()
+        for _ in range(40):
+            store.get_feature_vectors("scoring", keys)
+        took = time.monotonic() - began
+    finally:
+        is_over.set()
+        sys.setswitchinterval(before)
+        busy.join()
+    assert took < 1.0  # 40 waits are two seconds
