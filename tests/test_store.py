@@ -477,9 +477,15 @@ def test_readers_go_on_while_definitions_and_rows_change() -> None:
     assert seen[-1] == rounds
 
 
-def test_a_read_of_a_hundred_waits_for_no_busy_thread(store: Store) -> None:
+def test_a_read_of_a_hundred_waits_for_no_busy_thread() -> None:
     """One that let go of the GIL would wait for each interval that the busy thread has it."""
-    keys = {"user_id": np.arange(100)}
+    names = [f"f{i}" for i in range(1_000)]  # so that a read lasts long enough for the other thread to wake
+    wide = FeatureView("wide", USER, [Field(name, "float64") for name in names])
+    keys, stamps = np.arange(100), pa.array(np.full(100, NOW), pa.timestamp("us", "UTC"))
+    store = Store(64 << 20)
+    store.apply([wide, FeatureService("all", [wide])])
+    store.load("wide", pa.table({"user_id": keys, "event_timestamp": stamps, **dict.fromkeys(names, np.ones(100))}))
+    matrix = np.empty((100, 1_000))
     before, is_over = sys.getswitchinterval(), threading.Event()
 
     def spin() -> None:
@@ -493,10 +499,11 @@ def test_a_read_of_a_hundred_waits_for_no_busy_thread(store: Store) -> None:
         time.sleep(0.1)
         began = time.monotonic()
         for _ in range(40):
-            store.get_feature_vectors("scoring", keys)
+            store.get_feature_vectors("all", {"user_id": keys}, out=matrix)
         took = time.monotonic() - began
     finally:
         is_over.set()
         sys.setswitchinterval(before)
         busy.join()
+        store.close()
     assert took < 1.0  # 40 waits are two seconds
