@@ -78,6 +78,22 @@ def test_nothing_is_loaded_from_where_a_file_has_no_pages_yet() -> None:
     assert store.get_feature_vectors(*asked).tolist() == [[1.0]]
 
 
+def test_slots_behind_the_pages_that_there_are_make_no_entity_absent() -> None:
+    """They may be new ones, of a shard that grew since the reader asked how far the pages go."""
+    store = filled_store()
+    words = arena_bytes()
+    shards = Places(words).shard_words
+    whole = words.copy()
+    words[shards] = (CAPACITY - 4096) & ~63 | 8
+    words[BACKED] = words[BUMP]
+    users = [{"user_id": user} for user in range(ENTITIES)]
+    for asked in (users, users[:1]):
+        with pytest.raises(StorageError, match="the arena is damaged"):
+            store.get_feature_vectors(["alone:score"], asked)
+    words[:] = whole
+    assert store.get_feature_vectors(["alone:score"], users).tolist() == [[1.0]] * ENTITIES
+
+
 def test_the_damage_meets_every_kind_of_structure() -> None:
     store = filled_store()
     places = Places(arena_bytes())

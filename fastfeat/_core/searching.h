@@ -65,7 +65,8 @@ FF_512 static inline __attribute__((always_inline)) LineMatch ff_match_512(const
 #endif
 
 /* blocks_at[i]: where the block of hashes[i] lies, not yet looked at, its bytes on their way; or 0. Searches that go on
-   behind their first line are listed in `later`, and that line is asked for: their number. */
+   behind their first line are listed in `later`, and that line is asked for: their number. So are those whose first
+   line lies behind `end`, which was loaded before their shard's word was: slots that came in between lie there too. */
 #define FF_LINES_SEARCH(name, match_line, attributes) \
     attributes static int64_t name(const SearchPlan *plan, const uint64_t *hashes, int64_t count, \
                                    uint64_t *blocks_at, uint8_t *later) { \
@@ -74,16 +75,17 @@ FF_512 static inline __attribute__((always_inline)) LineMatch ff_match_512(const
         for (int64_t i = 0; i < count; i++) { \
             uint64_t at = slot_line(atomic_load_u64(&p.words[hashes[i] >> 1 >> p.shift]), hashes[i]); \
             uint64_t block_at = 0; \
+            LineMatch match = {0, 0}; \
             if (at <= p.end - 64) { /* whatever the word was: of it only this line is looked at */ \
                 const uint64_t *line = (const uint64_t *)(p.base + at); \
-                LineMatch match = match_line(line, hashes[i]); \
+                match = match_line(line, hashes[i]); \
                 if (match.same) block_at = atomic_load_u64(line + __builtin_ctz(match.same) + 1); \
-                if (block_at) { \
-                    block_fetch(&p, block_at); \
-                } else if (match.same || !match.empty) { \
-                    prefetch(p.base + at + 64); \
-                    later[waiting++] = (uint8_t)i; \
-                } \
+            } \
+            if (block_at) { \
+                block_fetch(&p, block_at); \
+            } else if (match.same || !match.empty) { \
+                prefetch(p.base + at + 64); \
+                later[waiting++] = (uint8_t)i; \
             } \
             blocks_at[i] = block_at; \
         } \

@@ -93,14 +93,13 @@ cdef struct Timeline:
 
 
 cdef void timeline_open(Timeline* t, const TableView* view, const BlockView* tail) noexcept nogil:
-    cdef uint64_t end = arena_end(&view.arena)
+    cdef uint64_t end
     cdef uint64_t head_at
     cdef int _
     t.view = view
     t.tail = tail[0]
     t.first = 0
     t.last = 0
-    t.unread = end
     t.is_torn = False
     t.words = NULL
     t.known_end = 0
@@ -112,6 +111,8 @@ cdef void timeline_open(Timeline* t, const TableView* view, const BlockView* tai
         t.tail.count = block_count(tail.header)
         if ff_seeded_bug("count_after_head") or block_head_at(tail.header) == head_at:
             break
+    end = arena_end(&view.arena)          # after the head's offset was loaded: so it covers it
+    t.unread = end
     t.has_head = head_at != 0
     if ff_unlikely(t.tail.count > t.tail.capacity):
         t.is_torn = True
