@@ -42,6 +42,18 @@ def test_each_width_answers_alike(width: int) -> None:
     assert int(run.stdout) == width
 
 
+def test_a_width_that_there_is_not_is_named() -> None:
+    for width in ("", "64", "wide"):
+        run = subprocess.run(
+            [sys.executable, "-c", "from fastfeat import Store"],
+            env={**os.environ, "FASTFEAT_VECTOR_BITS": width},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 1
+        assert f"FASTFEAT_VECTOR_BITS is {width!r}; set it to 128, 256 or 512" in run.stderr
+
+
 def has_vectors(width: int) -> bool:
     """As the system says, so that a choice which is never made is no skip."""
     flags = Path("/proc/cpuinfo").read_text().split()
