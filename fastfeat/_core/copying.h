@@ -1,7 +1,8 @@
 /* Rows into the lines of a matrix, in vectors. Every width of them copies the same bytes.
 
-   Why not memcpy: for a few hundred bytes, its call and its choice of a way take as long as the copy. Vectors after a
-   line's first are stored where they are aligned in the matrix: a store across two cache lines takes twice as long. */
+   Why not memcpy: for a few hundred bytes, its call and its choice of a way take as long as the copy. Vectors between a
+   line's first and last are stored where they are aligned in the matrix: a store across two cache lines takes twice as
+   long. */
 #ifndef FASTFEAT_COPYING_H
 #define FASTFEAT_COPYING_H
 

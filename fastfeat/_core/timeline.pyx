@@ -14,11 +14,11 @@
     stamps: event_time[capacity], created_time[capacity], sequence[capacity]; then row[capacity].
 
 Invariant:   a published row never changes. Rows [0, count) are published; the writer fills row `count` and then stores
-             count + 1 (release). Everything else is built aside and published by one store of the slot's block_at or
-             of the tail's head_at.
+             count + 1 (release), which is part of the block's shape. Everything else is built aside and published by
+             one store of the slot's block_at or of the tail's head_at, which for a block of one row is its shape too.
 Invariant:   a non-empty directory's blocks all come before the tail in the order, and no block is empty.
 Invariant:   dropped rows come before every kept row in the order, so a row that is found is the right one.
-Ordering:    each acquire load here (block_at, head_at, count) pairs with the release store of the same word in
+Ordering:    each acquire load here (block_at, head_at, shape) pairs with the release store of the same word in
              writer.pyx.
              A reader may see a head newer than its tail, whose directory then repeats the tail: harmless, as the tail
              was already searched.
