@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from fastfeat import BeforeHistory, FeatureView, Status, Store
+from fastfeat._core.plan import Plan
 
 from .versioned_rows import (
     CHECKS,
@@ -32,7 +33,7 @@ from .versioned_rows import (
     texts_of,
 )
 
-KEYS = 300  # so many that reads of all of them let go of the GIL
+KEYS = 1_000  # so many that reads of all of them let go of the GIL
 SECONDS_MAX = 60.0  # more, that a slow machine gets to make its steps
 PAUSE_SECONDS = 1e-3  # after each step: a thread that never waits keeps the interpreter from the others
 KEYS_MAX = 40_000
@@ -128,6 +129,10 @@ class Torture:
         """All keys into one matrix; per key no version is older than the last one seen."""
         keys = np.arange(KEYS)
         seen = {view.name: np.zeros(KEYS) for view in views}
+        for view in views:
+            plan = self.store.plan([f"{view.name}:{name}" for name in NUMBERS])
+            assert isinstance(plan, Plan)
+            assert plan.release_min <= KEYS
         while True:
             for view in views:
                 features = [f"{view.name}:{name}" for name in NUMBERS]

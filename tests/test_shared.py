@@ -41,6 +41,7 @@ from fastfeat import (
     connect,
 )
 from fastfeat._core.arena import Arena
+from fastfeat._core.plan import Plan
 from fastfeat.attached import AttachedStore
 from fastfeat.errors import ConnectFailed
 from fastfeat.shared import shared_directory
@@ -201,14 +202,17 @@ def test_rows_that_memory_dropped_are_said_to_be(name: str) -> None:
 
 
 def test_many_threads_share_an_attachment(name: str, store: Store) -> None:
-    fill(store, 200)
-    keys = {"user_id": np.arange(200)}
+    fill(store, 1_000, 1)
+    keys = {"user_id": np.arange(1_000)}
     expected = store.get_feature_vectors(NUMBERS, keys)
     faults: list[str] = []
     with AttachedStore(name) as other:
+        plan = other.plan(NUMBERS)
+        assert isinstance(plan, Plan)
+        assert plan.release_min <= 1_000, "else no two of them are inside at once"
 
         def read() -> None:
-            answers = (other.get_feature_vectors(NUMBERS, keys) for _ in range(200))
+            answers = (other.get_feature_vectors(NUMBERS, keys) for _ in range(100))
             faults.extend("an answer differs" for answer in answers if not np.array_equal(answer, expected))
 
         threads = [threading.Thread(target=read) for _ in range(40)]
@@ -217,6 +221,7 @@ def test_many_threads_share_an_attachment(name: str, store: Store) -> None:
         for thread in threads:
             thread.join()
         assert not faults
+        assert len(own_slots(other)) > 1
 
 
 # --- readers that die, fork, or stop
@@ -572,44 +577,39 @@ def fill_up(store: Store, first: int = 0) -> int:
     raise AssertionError("it never was full")
 
 
-def test_a_full_file_system_is_an_error_and_no_signal(tmp_path: Path) -> None:
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system in memory of its own, of 16 MiB."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("a file system of its own can't be mounted here: needs the right to mount")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_full_file_system_is_an_error_and_no_signal(small: Path) -> None:
     """A small file system of its own, filled 20 times (200 in the benchmarks)."""
-    place = tmp_path / "small"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("a file system of its own can't be mounted here: needs the right to mount")
-    try:
-        with Store(CAPACITY, shared=f"{place}/arena") as store:
-            store.apply([USER, LATEST, WHOLE, SERVICE])
-            with AttachedStore(f"{place}/arena") as other:
-                for _ in range(20):
-                    user = fill_up(store)
-                    assert user > 0
-                    number = other.get_feature_vector(["latest:number"], {"user_id": user - 1})[0]
-                    assert number == pytest.approx(user - 1 + 0.001)
-                    store.delete("latest", {"user_id": list(range(user))})
-    finally:
-        subprocess.run(["umount", place], check=True)
+    with Store(CAPACITY, shared=f"{small}/arena") as store:
+        store.apply([USER, LATEST, WHOLE, SERVICE])
+        with AttachedStore(f"{small}/arena") as other:
+            for _ in range(20):
+                user = fill_up(store)
+                assert user > 0
+                number = other.get_feature_vector(["latest:number"], {"user_id": user - 1})[0]
+                assert number == pytest.approx(user - 1 + 0.001)
+                store.delete("latest", {"user_id": list(range(user))})
 
 
-def test_room_that_comes_in_a_full_file_system_is_used_to_its_last_pages(tmp_path: Path) -> None:
+def test_room_that_comes_in_a_full_file_system_is_used_to_its_last_pages(small: Path) -> None:
     """No page is taken, as part of a huge one, that the arena can't use because those before it are missing."""
-    place = tmp_path / "small"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("a file system of its own can't be mounted here: needs the right to mount")
-    try:
-        with Store(CAPACITY, shared=f"{place}/arena") as store:
-            store.apply([USER, LATEST, WHOLE, SERVICE])
-            ballast = place / "ballast"
-            ballast.write_bytes(bytes(3 << 20))
-            users = fill_up(store)
-            assert store.info()["arena"]["used"] > 12 << 20
-            ballast.unlink()
-            fill_up(store, users)
-            assert store.info()["arena"]["used"] > (16 << 20) - (512 << 10)
-    finally:
-        subprocess.run(["umount", place], check=True)
+    with Store(CAPACITY, shared=f"{small}/arena") as store:
+        store.apply([USER, LATEST, WHOLE, SERVICE])
+        ballast = small / "ballast"
+        ballast.write_bytes(bytes(3 << 20))
+        users = fill_up(store)
+        assert store.info()["arena"]["used"] > 12 << 20
+        ballast.unlink()
+        fill_up(store, users)
+        assert store.info()["arena"]["used"] > (16 << 20) - (512 << 10)
 
 
 def test_an_arena_that_readers_cannot_be_told_of_is_an_error_of_ours(name: str) -> None:

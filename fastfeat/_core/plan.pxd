@@ -31,6 +31,7 @@ cdef class Plan:
     cdef readonly tuple dtypes
     cdef readonly tuple view_of
     cdef readonly int matrix_columns
+    cdef readonly int64_t release_min    # entities from which a read lets go of the GIL
 
     # Append the msgpack result of a GET to `out`. `params` stands behind the plan number, `remaining` elements are
     # left.

@@ -19,6 +19,7 @@ class Plan:
     dtypes: tuple[DType, ...]
     view_of: tuple[int, ...]
     matrix_columns: int
+    release_min: int
     def __init__(self, clock: Clock, features: Sequence[tuple[Any, ...]]) -> None: ...
     def vector(
         self,

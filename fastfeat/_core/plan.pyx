@@ -41,7 +41,8 @@ from .values import TIME_MAX_US, TIME_MIN_US
 cnp.import_array()
 
 cdef enum:
-    RELEASE_MIN = 256         # entities from which releasing the GIL pays, see docs/ARCHITECTURE.md
+    RELEASE_BYTES = 131_072   # to read, from which releasing the GIL pays, see docs/ARCHITECTURE.md
+    LOOKUP_BYTES = 128        # of an entity in a view, beside its row: a line of the index, its block's header
     JOIN_KEYS_MAX = 8
     SPARES_MAX = 16
     HASHED = 16               # keys at once, whose slots come while the next are hashed
@@ -121,7 +122,8 @@ cdef class Plan:
     features: (table, field name), or (table, window view, aggregation, dtype) for a window over the table's rows, in
     the order of the answer's columns. All tables lie in one arena.
     key_names, key_types: the union of the views' join keys, in order of first use. view_of: per feature, an index into
-    views. matrix_columns: columns of a float matrix, 0 where some feature has no float form.
+    views. matrix_columns: columns of a float matrix, 0 where some feature has no float form. release_min: entities from
+    which a read lets go of the GIL.
     Raises UnknownFeature, DataError (views that give one join key two types).
     """
 
@@ -250,6 +252,9 @@ cdef class Plan:
             self.view.views[v].features_count = at - self.view.views[v].features_first
         self.matrix_columns = out_column if all(dtype.matrix_columns for dtype in self.dtypes) else 0
         self.view.matrix_columns = self.matrix_columns
+        self.release_min = 1 + RELEASE_BYTES // sum(
+            [self.view.views[v].row_bytes + LOOKUP_BYTES for v in range(self.view.views_count)]
+        )
         return 0
 
     cdef int place_runs(self) except -1:
@@ -392,7 +397,7 @@ cdef class Plan:
             pin = self.pin()
             if self.has_windows:
                 is_whole = self.fill_windows(answer, matrix, line, pin)
-            elif count < RELEASE_MIN:
+            elif count < self.release_min:
                 is_whole = self.fill_pinned(answer, matrix, line, pin)
             else:
                 with nogil:
@@ -445,7 +450,7 @@ cdef class Plan:
         cdef int64_t count = answer.request.count
         self.keys_ready(answer)
         self.windows_ready(answer)
-        if count < RELEASE_MIN and not self.has_windows:    # one window may be of a million rows
+        if count < self.release_min and not self.has_windows:    # one window may be of a million rows
             read_group(&self.view, &answer.scratch, count, 0, count)
         else:
             with nogil:
