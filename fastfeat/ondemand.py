@@ -151,9 +151,11 @@ def on_demand_feature_view(
 
     def define(function: Function) -> OnDemandFeatureView:
         source = source_of(function)
-        return OnDemandFeatureView(
+        view = OnDemandFeatureView(
             function.__name__, inputs, request, schema, source, description=description, owner=owner, tags=tags
         )
+        check_text(function, source)
+        return view
 
     return define
 
@@ -246,6 +248,51 @@ def check_names(code: CodeType, where: str) -> None:
                 f"{where} uses {step.argval!r}, which is defined outside of it; its source is all that is kept: define"
                 f" it inside, or make it an input (NumPy is there as {LIBRARY})"
             )
+
+
+def check_text(function: Function, source: str) -> None:
+    """Raises SchemaError: the text, which is all that is kept, is not what the function does.
+
+    Python finds a text by file and line: it may have been edited since, or be that of other code.
+    """
+    where = f"on-demand feature view {function.__name__!r}"
+    codes = list(nested(function.__code__))
+    if not all(name.isidentifier() for code in codes for name in code.co_names):
+        return  # pytest rewrote an assert in it, by names that no text can have: what it did can't be compared
+    steps_taken = [step for code in codes for step in dis.get_instructions(code)]
+    for name in {step.argval for step in steps_taken if step.opname == "LOAD_GLOBAL"} - {LIBRARY}:
+        known = getattr(builtins, name, None)
+        if known is not None and function.__globals__.get(name, known) is not known:
+            raise SchemaError(
+                f"{where}: where it is defined, {name} is {function.__globals__[name]!r}; here it is Python's own:"
+                " define yours inside the function, by another name"
+            )
+    if steps(function.__code__) not in (steps(each) for each in compilations(function, source)):
+        raise SchemaError(
+            f"{where}: its source is not what it was made from, and the source is the definition; where the file was"
+            " edited since, import it again; where a tool rewrote the code, define it where the tool does not"
+        )
+
+
+def compilations(function: Function, source: str) -> Iterator[CodeType]:
+    """What the text may have become: calls of imported modules are made in steps of their own."""
+    flags = function.__code__.co_flags & future.annotations.compiler_flag
+    for imports in ("", f"import numpy as {LIBRARY}\n"):
+        module = compile(imports + source, "<source>", "exec", flags=flags, dont_inherit=True)
+        yield next(each for each in module.co_consts if isinstance(each, CodeType))
+
+
+def steps(code: CodeType) -> tuple[Any, ...]:
+    """What a function does, wherever it was written and however its text was indented."""
+    values: list[Any] = []
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            values.append(steps(each))
+        elif isinstance(each, str):
+            values.append(inspect.cleandoc(each))
+        else:
+            values.append(frozenset(map(repr, each)) if isinstance(each, frozenset) else repr(each))
+    return code.co_code, code.co_names, code.co_varnames, tuple(values)
 
 
 def nested(code: CodeType) -> Iterator[CodeType]:

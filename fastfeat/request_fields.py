@@ -218,13 +218,14 @@ def number_array(dtype: DType, values: NDArray[Any], what: str) -> NDArray[Any]:
 
 
 def microseconds(values: NDArray[Any], what: str) -> NDArray[np.int64]:
-    """datetime64 as integers, floored. Raises DataError: beyond 64 bits, where NumPy's cast wraps around."""
-    times = values.astype("datetime64[us]")
-    if np.datetime_data(values.dtype)[0] not in FINER and (wrong := times.astype(values.dtype) != values).any():
-        at = int(np.argmax(wrong))
-        given = values[at].view(np.int64)
-        raise DataError(f"{what}: entity {at}: {given} of {values.dtype} is outside 0001-01-01 to 9999-12-31")
-    return times.view(np.int64)
+    """datetime64 as integers, floored. Raises DataError: outside of our times, where NumPy's cast may wrap around."""
+    if np.datetime_data(values.dtype)[0] not in FINER:
+        first, last = np.array([TIME_MIN_US, TIME_MAX_US], "datetime64[us]").astype(values.dtype)
+        if not (fits := (first <= values) & (values <= last)).all():
+            at = int(np.argmin(fits))
+            given = values[at].view(np.int64)
+            raise DataError(f"{what}: entity {at}: {given} of {values.dtype} is outside 0001-01-01 to 9999-12-31")
+    return values.astype("datetime64[us]").view(np.int64)
 
 
 def refusal(what: str, values: NDArray[Any], at: int, why: str) -> DataError:

@@ -403,7 +403,7 @@ def test_lists_arrays_and_arrow_are_one_column(data: st.DataObject, name: str) -
     if not any(missing):
         forms += [array, array[::-1].copy()[::-1], array.astype(array.dtype.newbyteorder(">"))]
     if name == "timestamp":
-        stamps = np.where(missing, np.datetime64("NaT"), array.astype("datetime64[us]"))
+        stamps = np.where(missing, np.datetime64("NaT", "us"), array.astype("datetime64[us]"))
         forms += [stamps.astype("datetime64[us]"), arrow.cast(dtype.arrow())]
     valid, stored, _ = column_of(dtype, with_nulls, "x")
     for form in forms:
@@ -648,7 +648,7 @@ FUNCTIONS: list[tuple[Any, str]] = [
     (waits, "is no plain function"),
     (lambda inputs: {"y": inputs["x"]}, "is no plain function|can't be read"),
     (len, "made of a function, not of builtin"),
-    (eval("lambda inputs: 1"), "its source can't be read"),
+    (eval("lambda inputs: 1"), "can't be read|is no plain function"),  # the second: from Python 3.13 on, python -c
 ]
 
 
@@ -656,6 +656,73 @@ FUNCTIONS: list[tuple[Any, str]] = [
 def test_a_function_that_its_text_does_not_hold_is_refused(function: Any, says: str) -> None:
     with pytest.raises(SchemaError, match=says):
         on_demand_feature_view(request=[Field("x", "float64")], schema=[Field("y", "float64")])(function)
+
+
+EDITED = """
+import fastfeat
+
+view = fastfeat.on_demand_feature_view(
+    request=[fastfeat.Field("x", "float64")], schema=[fastfeat.Field("y", "float64")]
+)
+
+
+def double(inputs):
+    return {"y": inputs["x"] * 2}
+"""
+
+
+def defined_in(path: Path, text: str) -> dict[str, Any]:
+    path.write_text(text)
+    names: dict[str, Any] = {}
+    exec(compile(text, str(path), "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("instead", ["* 3", "+ 2", "* 2.0"])
+def test_a_function_whose_file_was_edited_since_is_refused(tmp_path: Path, instead: str) -> None:
+    """What Python gives as its text is then that of another function."""
+    path = tmp_path / "edited.py"
+    names = defined_in(path, EDITED)
+    assert names["view"](names["double"]).source.endswith("* 2}\n")
+    path.write_text(EDITED.replace("* 2", instead) + "# so that its size differs")
+    with pytest.raises(SchemaError, match="'double': its source is not what it was made from"):
+        names["view"](names["double"])
+
+
+def test_a_builtin_of_another_meaning_is_refused(tmp_path: Path) -> None:
+    text = "from math import exp as abs\n" + EDITED
+    names = defined_in(tmp_path / "method.py", text.replace('inputs["x"] * 2', 'inputs["x"].abs'))
+    assert names["view"](names["double"])
+    names = defined_in(tmp_path / "shadowed.py", text.replace('inputs["x"] * 2', 'abs(inputs["x"])'))
+    with pytest.raises(SchemaError, match=r"abs is <built-in function exp>; here it is Python's own"):
+        names["view"](names["double"])
+
+
+@pytest.mark.parametrize("head", ["", "import numpy as np\n", "from __future__ import annotations\n"])
+def test_what_surrounds_a_function_makes_no_difference(tmp_path: Path, head: str) -> None:
+    body = 'np.where(inputs["x"] > 0, [(lambda a: a + 1)(each) for each in inputs["x"]], -0.0)'
+    names = defined_in(tmp_path / "surrounded.py", head + EDITED.replace('inputs["x"] * 2', body))
+    assert names["view"](names["double"]).source.endswith("-0.0)}\n")
+
+
+def test_indents_docstrings_and_annotations_make_no_difference() -> None:
+    view = on_demand_feature_view(request=[Field("x", "float64")], schema=[Field("y", "float64")])
+
+    if True:
+
+        @view
+        def scaled(inputs: Any) -> Any:
+            """Scaled, or not.
+
+            By one rule for all.
+            """
+
+            def one(value: Any, kinds: Any = frozenset({1, 2})) -> Any:
+                return value if 2 in {1, 2, 3} and -0.0 in kinds else value * 2
+
+            return {"y": one(inputs["x"])}
+
+    assert scaled.source.startswith("def scaled(inputs: Any)")
 
 
 def test_np_means_numpy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -590,11 +590,11 @@ class Remote:
 
 
 class ClientMachine(StoreMachine):
-    make_store = partial(Remote, connect)
+    make_store = staticmethod(partial(Remote, connect))
 
 
 class AsyncClientMachine(StoreMachine):
-    make_store = partial(Remote, Awaited)
+    make_store = staticmethod(partial(Remote, Awaited))
 
 
 @pytest.mark.parametrize("machine", [ClientMachine, AsyncClientMachine])

@@ -64,7 +64,7 @@ class DurableWindowMachine(WindowMachine, DurableMachine):
 
 
 class ClientWindowMachine(WindowMachine):
-    make_store = partial(Remote, connect)
+    make_store = staticmethod(partial(Remote, connect))
     may_change = False  # a connection's plans mean what they meant when they were made
 
 
