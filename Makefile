@@ -11,6 +11,7 @@ TSAN_TREE := build/tsan-tree
 PY := $(VENV)/bin/python
 ONLY ?=
 ARGS ?=
+TWO := -n 2 # tests at once
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -36,7 +37,7 @@ demo: $(VENV)/.built $(VENV)/.extra-demo  ## 336,776 real flights: load, serve, 
 	$(PY) -m fastfeat.cli demo $(ARGS)
 
 test: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-bench  ## run the tests (under five minutes)
-	$(PY) -m pytest -m "not long and not torture" $(ARGS)
+	$(PY) -m pytest $(TWO) -m "not long and not torture" $(ARGS)
 
 torture: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-bench  ## kill, cut off and damage stores; the tests that take long
 	$(PY) -m pytest -m "torture and not long" $(ARGS)
@@ -51,7 +52,7 @@ check: $(VENV)/.built $(VENV)/.extra-demo $(VENV)/.extra-test $(VENV)/.extra-ben
 	$(PY) -m mypy
 
 debug-test: $(DEBUG_VENV)/.built $(DEBUG_VENV)/.extra-demo $(DEBUG_VENV)/.extra-test  ## the core's tests on a build with checks on
-	cd $(DEBUG_TREE) && $(abspath $(DEBUG_VENV))/bin/python -m pytest -m "not long and not torture" \
+	cd $(DEBUG_TREE) && $(abspath $(DEBUG_VENV))/bin/python -m pytest $(TWO) -m "not long and not torture" \
 	  $(foreach name,$(NOT_CORE),--ignore=tests/test_$(name).py) --ignore-glob='tests/*bench*' $(ARGS)
 
 # The core as threads under ThreadSanitizer: no report, and one where a race is seeded (exit code 66). No report is
