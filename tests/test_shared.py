@@ -201,6 +201,31 @@ def test_rows_that_memory_dropped_are_said_to_be(name: str) -> None:
             other.get_feature_vector(["short:number"], {"user_id": 1}, as_of=START_US + 5)
 
 
+def test_plans_are_at_hand_while_they_hold(name: str, store: Store) -> None:
+    fill(store, 3)
+    with AttachedStore(name) as other:
+        key, keys = {"user_id": 1}, {"user_id": [1, 2]}
+        wanted = store.get_feature_vectors(NUMBERS, keys).tolist()
+        store.apply(FeatureService("numbers", [LATEST["number"], LATEST["vector"], WHOLE["number"]]))
+
+        def at_hand() -> bool:
+            one, many = other.at_hand.vector("numbers", key, None), other.at_hand.matrix("numbers", keys, None)
+            assert (one is None) == (many is None)
+            assert one is None or one.tolist() == wanted[0]
+            assert many is None or many.tolist() == wanted
+            return one is not None
+
+        assert not at_hand()
+        assert other.get_feature_vector("numbers", key).tolist() == wanted[0]
+        assert at_hand()
+        assert other.at_hand.vector(NUMBERS, key, None) is None, "a list is compiled by the long way"
+        store.apply(FeatureService("more", [LATEST["number"]]))
+        assert not at_hand()
+        assert other.get_feature_vectors("numbers", keys).tolist() == wanted
+        assert at_hand()
+    assert other.at_hand.vector("numbers", key, None) is None
+
+
 def test_many_threads_share_an_attachment(name: str, store: Store) -> None:
     fill(store, 1_000, 1)
     keys = {"user_id": np.arange(1_000)}

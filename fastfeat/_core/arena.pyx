@@ -230,6 +230,10 @@ cdef class Arena:
 
     def is_current(self, uint64_t catalogue_at):
         """True while nothing took this arena's place, nor that of the catalogue at this offset."""
+        return self.holds(catalogue_at)
+
+    cdef bint holds(self, uint64_t catalogue_at) noexcept:
+        """is_current."""
         return atomic_load_u64(&self.view.header.superseded) == 0 and (
             atomic_load_u64(&self.view.header.catalogue_at) == catalogue_at
         )

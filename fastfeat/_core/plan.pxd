@@ -1,5 +1,6 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
+from .arena cimport Arena
 from .cells cimport PlanView, Scratch
 from .codec cimport Reader, Writer
 from .columns cimport RowLayout
@@ -18,7 +19,8 @@ cdef class Answer:
 cdef class Plan:
     cdef PlanView view
     cdef Clock clock
-    cdef list spares
+    cdef Answer spare             # of an earlier request, for the next one
+    cdef list spares              # and more of them, of requests that ran at once
     cdef tuple tables             # per view: where its rows lie
     cdef tuple windows            # per view: Windows, or None
     cdef bint has_windows
@@ -55,6 +57,8 @@ cdef class Plan:
     cdef int resolve(self, Answer answer) except -1
     cdef int check_history(self, Answer answer) except -1
     cdef int check_matrix(self) except -1
+    cdef object read_vector(self, object entity_row, object as_of, object known_at, object out)
+    cdef object read_matrix(self, object entity_rows, object as_of, object known_at, object out, object dtype)
     cdef object matrix_for(self, int64_t count, object out, object dtype)
     cdef int write_stamps(self, Answer answer, Writer* out) except -1
     cdef int write_matrix(self, Answer answer, bint single, Writer* out) except -1
@@ -67,3 +71,11 @@ cdef class Plan:
     cdef int64_t wire_moment(self, Reader* params, bint is_given, str name) except? -1
     cdef int write_pinned(self, Answer answer, int64_t format, Writer* out, uint64_t size_max) except -1
     cdef give_back(self, Answer answer)
+
+
+cdef class PlansAtHand:
+    cdef Arena arena
+    cdef uint64_t catalogue_at
+    cdef dict plans
+
+    cdef object find(self, object features)

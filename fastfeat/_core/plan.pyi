@@ -5,9 +5,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dtypes import DType
+from .arena import Arena
 from .table import Clock
 
 Columns = list[tuple[npt.NDArray[np.uint8], npt.NDArray[Any], npt.NDArray[np.uint32] | None]]
+
+class PlansAtHand:
+    """An attached store's plans, by the names of services, for as long as its arena holds what they were made of."""
+
+    def __init__(self, arena: Arena | None, catalogue_at: int, plans: dict[object, Any]) -> None: ...
+    def vector(
+        self, features: object, entity_row: Mapping[str, object], out: npt.NDArray[np.float64] | None
+    ) -> npt.NDArray[np.float64] | None: ...
+    def matrix(self, features: object, entity_rows: Any, out: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None: ...
 
 class Plan:
     """Features of one or more tables, read together."""

@@ -296,7 +296,9 @@ cdef class Plan:
     cdef Answer take(self):
         """An Answer of an earlier request, or a new one."""
         cdef Answer answer
-        if self.spares:
+        if self.spare is not None:
+            answer, self.spare = self.spare, None
+        elif self.spares:
             answer = <Answer>self.spares.pop()
         else:
             answer = Answer()
@@ -490,6 +492,9 @@ cdef class Plan:
 
     def vector(self, entity_row, as_of, known_at, out):
         """One entity's features as float64 [matrix_columns]; NaN where there is no value. Written to `out` if given."""
+        return self.read_vector(entity_row, as_of, known_at, out)
+
+    cdef object read_vector(self, object entity_row, object as_of, object known_at, object out):
         cdef Answer answer
         cdef cnp.npy_intp size = self.view.matrix_columns
         cdef cnp.ndarray vector
@@ -512,6 +517,9 @@ cdef class Plan:
 
         dtype: None is that of `out`, float64 where there is none.
         """
+        return self.read_matrix(entity_rows, as_of, known_at, out, dtype)
+
+    cdef object read_matrix(self, object entity_rows, object as_of, object known_at, object out, object dtype):
         cdef Answer answer
         cdef cnp.ndarray matrix
         if self.matrix_columns == 0:
@@ -544,7 +552,9 @@ cdef class Plan:
         return out
 
     cdef give_back(self, Answer answer):
-        if len(self.spares) < SPARES_MAX:
+        if self.spare is None:            # a list of one would be allocated anew for each request
+            self.spare = answer
+        elif len(self.spares) < SPARES_MAX:
             self.spares.append(answer)
 
     def columns_at(self, entity_rows, const int64_t[::1] as_of, const int64_t[::1] known_at):
@@ -854,3 +864,37 @@ cdef uint8_t* out_bin(Writer* out, size_t size) except NULL:
     if at == NULL:
         raise MemoryError("no memory for the reply; ask for fewer entities at once")
     return at
+
+
+cdef class PlansAtHand:
+    """An attached store's plans, by the names of services, for as long as its arena holds what they were made of.
+
+    arena, catalogue_at: which one, as Arena.is_current has it; None: there is none. plans: the store's own cache, in
+    which plans come to lie once the long way has made them.
+
+    A read that takes a microsecond is made of this and of the plan, and nothing between.
+    """
+
+    def __cinit__(self, Arena arena, uint64_t catalogue_at, dict plans not None):
+        self.arena = arena
+        self.catalogue_at = catalogue_at
+        self.plans = plans
+
+    cdef object find(self, object features):
+        if type(features) is not str or self.arena is None or not self.arena.holds(self.catalogue_at):
+            return None
+        return self.plans.get(features)
+
+    def vector(self, features, entity_row, out):
+        """The plan's vector of now; None: no such plan is at hand."""
+        plan = self.find(features)
+        if type(plan) is Plan:
+            return (<Plan>plan).read_vector(entity_row, None, None, out)
+        return None if plan is None else plan.vector(entity_row, None, None, out)
+
+    def matrix(self, features, entity_rows, out):
+        """The plan's matrix of now; None: no such plan is at hand."""
+        plan = self.find(features)
+        if type(plan) is Plan:
+            return (<Plan>plan).read_matrix(entity_rows, None, None, out, None)
+        return None if plan is None else plan.matrix(entity_rows, None, None, out)

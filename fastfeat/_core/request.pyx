@@ -115,7 +115,8 @@ cdef class Request:
     cdef int set_one(self, object row) except -1:
         """One entity: a dict of join key -> value."""
         cdef Py_ssize_t i
-        self.kept.clear()
+        if self.kept:
+            self.kept.clear()
         self.batch = None
         self.count = 1
         for i in range(self.columns_count):
@@ -132,7 +133,8 @@ cdef class Request:
     cdef int set_rows(self, object entity_rows) except -1:
         """Entities: a list of dicts, a dict of columns of equal length, or a batch of keys (keys_batch)."""
         cdef Py_ssize_t c
-        self.kept.clear()
+        if self.kept:
+            self.kept.clear()
         self.batch = None
         if type(entity_rows) is list:           # whether it is a Mapping takes as long as one entity
             return self.set_list(entity_rows)

@@ -78,9 +78,10 @@ class SharedClient(Client):
     ) -> NDArray[Any]:
         """As Client.get_feature_vector."""
         try:
-            plan = self.store.plan_at_hand(features)
-            if plan is not None and as_of is None and known_at is None:
-                return plan.vector(entity_row, None, None, out)
+            if as_of is None and known_at is None:
+                answer = self.store.at_hand.vector(features, entity_row, out)
+                if answer is not None:
+                    return answer
             return self.store.get_feature_vector(features, entity_row, as_of=as_of, known_at=known_at, out=out)
         except BeforeHistory:
             return super().get_feature_vector(features, entity_row, as_of=as_of, known_at=known_at, out=out)
@@ -96,9 +97,10 @@ class SharedClient(Client):
     ) -> NDArray[Any]:
         """As Client.get_feature_vectors."""
         try:
-            plan = self.store.plan_at_hand(features)
-            if plan is not None and as_of is None and known_at is None:
-                return plan.matrix(entity_rows, None, None, out)
+            if as_of is None and known_at is None:
+                answer = self.store.at_hand.matrix(features, entity_rows, out)
+                if answer is not None:
+                    return answer
             return self.store.get_feature_vectors(features, entity_rows, as_of=as_of, known_at=known_at, out=out)
         except BeforeHistory:
             return super().get_feature_vectors(features, entity_rows, as_of=as_of, known_at=known_at, out=out)
