@@ -191,8 +191,9 @@ class AttachedStore(Store):
     def close(self) -> None:
         """Let go of the arena once the last read ends."""
         self._is_closed.set()
-        self.at_hand = PlansAtHand(None, 0, {})
-        super().close()
+        with self._following:  # whoever is about to move to another arena ends first
+            self.at_hand = PlansAtHand(None, 0, {})
+            super().close()
 
 
 def check_functions(catalogue: Catalogue, owner: int, name: str) -> None:

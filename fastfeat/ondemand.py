@@ -39,6 +39,10 @@ from .schema import FIELDS_MAX, Feature, Field, View, parse_features
 Function = Callable[[Any], Any]
 
 LIBRARY: Final = "np"  # the one name around a function that it may use
+OPERATORS: Final = frozenset(
+    {"BINARY_OP", "COMPARE_OP", "CONTAINS_OP", "IS_OP"}
+    | {f"UNARY_{kind}" for kind in ("NEGATIVE", "NOT", "INVERT", "POSITIVE")}
+)  # steps of Python's own machine
 SOURCE_SIZE_MAX: Final = 1 << 16  # of a definition; what is larger is a program, and belongs elsewhere
 
 
@@ -179,7 +183,8 @@ def source_of(function: object) -> str:
     if not inspect.isfunction(function):
         raise SchemaError(f"an on-demand feature view is made of a function, not of {type(function).__name__}")
     where = f"on-demand feature view {function.__name__!r}"
-    known = function.__globals__.get(LIBRARY, np)
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    known = cells[LIBRARY].cell_contents if LIBRARY in cells else function.__globals__.get(LIBRARY, np)
     if known is not np:
         raise SchemaError(f"{where}: where it is defined, {LIBRARY} is {known!r}; here it is NumPy: import numpy as np")
     try:
@@ -257,42 +262,39 @@ def check_text(function: Function, source: str) -> None:
     """
     where = f"on-demand feature view {function.__name__!r}"
     codes = list(nested(function.__code__))
-    if not all(name.isidentifier() for code in codes for name in code.co_names):
-        return  # pytest rewrote an assert in it, by names that no text can have: what it did can't be compared
-    steps_taken = [step for code in codes for step in dis.get_instructions(code)]
-    for name in {step.argval for step in steps_taken if step.opname == "LOAD_GLOBAL"} - {LIBRARY}:
+    loads = {step.argval for code in codes for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    for name in loads - {LIBRARY}:
         known = getattr(builtins, name, None)
         if known is not None and function.__globals__.get(name, known) is not known:
             raise SchemaError(
                 f"{where}: where it is defined, {name} is {function.__globals__[name]!r}; here it is Python's own:"
                 " define yours inside the function, by another name"
             )
-    if steps(function.__code__) not in (steps(each) for each in compilations(function, source)):
+    if not all(name.isidentifier() for code in codes for name in code.co_names):
+        return  # pytest rewrote an assert in it, by names that no text can have: what it did can't be compared
+    flags = function.__code__.co_flags & future.annotations.compiler_flag
+    module = compile(source, "<source>", "exec", flags=flags, dont_inherit=True)
+    text = next((code for code in nested(module) if code.co_name == function.__code__.co_name), None)
+    has_docstring = ast.get_docstring(ast.parse(source).body[0]) is not None  # type: ignore[arg-type]  # it is a def
+    if text is None or marks(function.__code__, has_docstring) != marks(text, has_docstring):
         raise SchemaError(
             f"{where}: its source is not what it was made from, and the source is the definition; where the file was"
-            " edited since, import it again; where a tool rewrote the code, define it where the tool does not"
+            " edited since, import it again; where an indented function has a string of several lines, move it out"
         )
 
 
-def compilations(function: Function, source: str) -> Iterator[CodeType]:
-    """What the text may have become: calls of imported modules are made in steps of their own."""
-    flags = function.__code__.co_flags & future.annotations.compiler_flag
-    for imports in ("", f"import numpy as {LIBRARY}\n"):
-        module = compile(imports + source, "<source>", "exec", flags=flags, dont_inherit=True)
-        yield next(each for each in module.co_consts if isinstance(each, CodeType))
+def marks(code: CodeType, has_docstring: bool = False) -> list[Any]:
+    """What a function's code has of its text alone: its names, operators and constants, and those of what is inside.
 
-
-def steps(code: CodeType) -> tuple[Any, ...]:
-    """What a function does, wherever it was written and however its text was indented."""
-    values: list[Any] = []
-    for each in code.co_consts:
-        if isinstance(each, CodeType):
-            values.append(steps(each))
-        elif isinstance(each, str):
-            values.append(inspect.cleandoc(each))
-        else:
-            values.append(frozenset(map(repr, each)) if isinstance(each, frozenset) else repr(each))
-    return code.co_code, code.co_names, code.co_varnames, tuple(values)
+    Not all steps: the same text compiles to others in another file. Not what is inside by a name of its own, whose code
+    holds where it was written. Not the docstring, which may be indented otherwise.
+    """
+    names = {*code.co_names, *code.co_varnames, *code.co_freevars, *code.co_cellvars}
+    operators = [(step.opname, step.arg) for step in dis.get_instructions(code) if step.opname in OPERATORS]
+    constants = [each for each in code.co_consts[has_docstring:] if not isinstance(each, CodeType)]
+    values = [sorted(map(repr, each)) if isinstance(each, frozenset) else repr(each) for each in constants]
+    inside = [each for each in code.co_consts if isinstance(each, CodeType) and not each.co_name.isidentifier()]
+    return [names, code.co_argcount, operators, values, *map(marks, inside)]
 
 
 def nested(code: CodeType) -> Iterator[CodeType]:

@@ -36,7 +36,7 @@ INTEGERS: Final = {
     **{f"int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
     **{f"uint{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
 }
-FINER: Final = frozenset({"us", "ns", "ps", "fs", "as"})  # units of datetime64 that microseconds reach all of
+STEPS: Final = {"us": 1, "ns": 10**3, "ps": 10**6, "fs": 10**9, "as": 10**12}  # of datetime64, in a microsecond
 WIRE: Final = {name: np.dtype(DType(name).numpy).newbyteorder("<") for name in SCALAR_WIDTH}
 PLAIN_TIME: Final = "int64"  # a timestamp as plain values have it: microseconds since 1970 UTC
 
@@ -219,7 +219,8 @@ def number_array(dtype: DType, values: NDArray[Any], what: str) -> NDArray[Any]:
 
 def microseconds(values: NDArray[Any], what: str) -> NDArray[np.int64]:
     """datetime64 as integers, floored. Raises DataError: outside of our times, where NumPy's cast may wrap around."""
-    if np.datetime_data(values.dtype)[0] not in FINER:
+    unit, step = np.datetime_data(values.dtype)
+    if step > STEPS.get(unit, 0):  # longer than a microsecond
         first, last = np.array([TIME_MIN_US, TIME_MAX_US], "datetime64[us]").astype(values.dtype)
         if not (fits := (first <= values) & (values <= last)).all():
             at = int(np.argmin(fits))

@@ -341,6 +341,8 @@ UNFIT: list[tuple[str, Any, str]] = [
     ("float32", np.array([1e39, 0]), "entity 0: 1e\\+39 is too large for float32"),
     ("timestamp", np.array([0, 2**62]), "entity 1: 4611686018427387904 is outside"),
     ("timestamp", np.array([0, 18_446_744_073_710], "datetime64[s]"), "entity 1: 18446744073710 of datetime64\\[s\\]"),
+    ("timestamp", np.array([2**64 // 10 + 1], "datetime64[10us]"), "entity 0: 1844674407370955162 of datetime64"),
+    ("timestamp", np.array([2**63 - 10], "datetime64[100000ns]"), "entity 0: 9223372036854775798 of datetime64"),
     ("timestamp", np.array([[0], [600_000]], "datetime64[Y]")[:, 0], "entity 1: 600000 of datetime64\\[Y\\]"),
     ("timestamp", np.zeros(2, "datetime64"), "an array of datetime64 is declared timestamp"),
     ("timestamp", np.array([0.0, 1.0]), "an array of float64 is declared timestamp"),
@@ -678,7 +680,7 @@ def defined_in(path: Path, text: str) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("instead", ["* 3", "+ 2", "* 2.0"])
+@pytest.mark.parametrize("instead", ["* 3", "+ 2", "* 2.0", "* (2 if inputs else 3)", "[lambda: 2]"])
 def test_a_function_whose_file_was_edited_since_is_refused(tmp_path: Path, instead: str) -> None:
     """What Python gives as its text is then that of another function."""
     path = tmp_path / "edited.py"
@@ -698,11 +700,46 @@ def test_a_builtin_of_another_meaning_is_refused(tmp_path: Path) -> None:
         names["view"](names["double"])
 
 
-@pytest.mark.parametrize("head", ["", "import numpy as np\n", "from __future__ import annotations\n"])
-def test_what_surrounds_a_function_makes_no_difference(tmp_path: Path, head: str) -> None:
-    body = 'np.where(inputs["x"] > 0, [(lambda a: a + 1)(each) for each in inputs["x"]], -0.0)'
-    names = defined_in(tmp_path / "surrounded.py", head + EDITED.replace('inputs["x"] * 2', body))
-    assert names["view"](names["double"]).source.endswith("-0.0)}\n")
+@pytest.mark.parametrize(
+    "head",
+    [
+        "",
+        "import numpy as np\n",
+        "from __future__ import annotations\n",
+        "import time as x\nfrom math import exp as y\n",
+        "if True:\n    import numpy as np\n",
+    ],
+)
+@pytest.mark.parametrize(
+    "body",
+    [
+        'return {"y": np.where(inputs["x"] > 0, [(lambda a: a + 1)(each) for each in inputs["x"]], -0.0)}',
+        'x = y = inputs["x"]; return {"y": x.astype("float64") + y.sum()}',
+        'def inner(a: float, *, b: "int" = 2) -> float: return a * b\n    return {"y": inner(inputs["x"])}',
+        'class Inner: k = 2\n    return {"y": inputs["x"] * Inner.k}',
+        'try: return {"y": 1 / inputs["x"]}\n    except ZeroDivisionError: return {"y": f"{inputs!r:>9} {{}}"}',
+    ],
+)
+@pytest.mark.parametrize("signature", ["double(inputs)", "double(inputs: dict[str, object]) -> dict[str, object]"])
+def test_what_surrounds_a_function_makes_no_difference(tmp_path: Path, head: str, body: str, signature: str) -> None:
+    text = EDITED.replace('return {"y": inputs["x"] * 2}', body).replace("double(inputs)", signature)
+    names = defined_in(tmp_path / "surrounded.py", head + text)
+    assert names["view"](names["double"]).source.endswith(body + "\n")
+
+
+def test_numpy_of_a_function_around_is_numpy() -> None:
+    def made(library: Any) -> Any:
+        np = library
+
+        def double(inputs: Any) -> Any:
+            return {"y": np.abs(inputs["x"])}
+
+        return double
+
+    view = on_demand_feature_view(request=[Field("x", "float64")], schema=[Field("y", "float64")])
+    assert view(made(np)).name == "double"
+    with pytest.raises(SchemaError, match="np is <module 'math'"):
+        view(made(math))
 
 
 def test_indents_docstrings_and_annotations_make_no_difference() -> None:

@@ -139,7 +139,7 @@ class Program:
         random = np.random.default_rng(2)
         while True:
             for view in VIEWS:
-                keys = random.integers(0, KEYS, 500)
+                keys = random.integers(0, KEYS, 2_000)  # so many that it lets go of the GIL
                 as_of = START_US + int(random.integers(self.newest + 1)) * 10 if random.integers(2) else None
                 features = [f"{view.name}:version", f"{view.name}:text"]
                 try:

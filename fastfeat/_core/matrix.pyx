@@ -114,7 +114,7 @@ cdef bint column_fill(cnp.ndarray valid, cnp.ndarray data, uint8_t* at, bint is_
     cdef const uint8_t* is_there = <const uint8_t*>cnp.PyArray_DATA(valid)
     cdef const void* values = cnp.PyArray_DATA(data)
     cdef int kind = cnp.PyArray_TYPE(data)
-    if 8 * shape.count * shape.width < RELEASE_BYTES:
+    if 8 * shape.count * shape.stride < RELEASE_BYTES:
         if is_single:
             return column_put(kind, values, is_there, <float*>at, shape)
         return column_put(kind, values, is_there, <double*>at, shape)
