@@ -35,6 +35,7 @@ from ._core.arena import Arena
 from ._core.exports import export_shards, shards_of
 from ._core.table import Clock, Table
 from .commits import DEFINITIONS, DELETE, ROWS, Commits, Prepared, view_of_record
+from .cores import usable_cores, writing_threads
 from .definitions import Definition, definitions_from_list
 from .errors import ArenaFull, DataError, DirectoryLocked, ReadOnly, SnapshotCorrupt, StorageError
 from .files import Files
@@ -346,7 +347,7 @@ class Storage:
                 heads.append(part)
 
         with self._fitting():
-            take_parts(self.snapshots, info.generation, take, threads=os.cpu_count() or 1)
+            take_parts(self.snapshots, info.generation, take, threads=usable_cores())
         for part in heads:
             view, table = views[part.view]
             self._apply(table.prepare_heads, entity_columns(view, part.heads), heads_of(part.heads))
@@ -390,7 +391,7 @@ class Storage:
         if is_tail:
             self.tails[-1].add(name, batch)
         if is_new:
-            self._apply(table.prepare, batch, None, os.cpu_count() or 1)
+            self._apply(table.prepare, batch, None, writing_threads())
         self.commits.sequence = max(self.commits.sequence, batch.sequence + len(batch))
         if is_stamped and len(batch):
             self.commits.created_us = max(self.commits.created_us, batch.created_max)

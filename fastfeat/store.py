@@ -26,6 +26,7 @@ from ._core.table import Clock, Table
 from .applied import NOTHING, Definitions, check_features, check_same_rows, listed, merged, service_of
 from .commits import Write
 from .computed import AnyPlan, compile_plan, plain_request
+from .cores import writing_threads
 from .definitions import (
     Definition,
     definition_dict,
@@ -72,7 +73,6 @@ if TYPE_CHECKING:
 
 LEAVE_SECONDS = 1.0  # at the end of a shared store, for readers to leave what was replaced
 LOOK_SECONDS = 0.005
-THREADS_MAX = 8  # of one load: beyond it, memory bandwidth is the limit
 PLANS_MAX = 1024  # cached lists of features; a program that makes up more of them starts over
 
 
@@ -342,7 +342,7 @@ class Store:
         source:       a table, reader or dataframe with Arrow inside, a path (.parquet, .arrow, .feather, .ipc, .csv),
                       or a directory of such files. Columns that the view does not have are ignored.
         created_time: the column that says when a row could be known; else event time + the view's delay.
-        threads:      that write; by default one per core, at most 8.
+        threads:      that write; by default one per core that this process may use, at most 8.
         Raises DataError (a column's fault, before any row is taken; a file that can't be read on) and ArenaFull (the
         batch that met the limit changed nothing, those before it stay); both carry `.report`.
         """
@@ -351,7 +351,7 @@ class Store:
 
         definition, table = self._view(view)
         report = LoadReport(definition.name)
-        workers = min(os.cpu_count() or 1, THREADS_MAX) if threads is None else threads
+        workers = writing_threads() if threads is None else threads
         batches = read_batches(definition, source, report, event_time=event_time, created_time=created_time)
         try:
             with load_progress(definition.name, source) if progress else nullcontext(ignore_rows) as advance:

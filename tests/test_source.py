@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "computed": TYPES | {"_core", "naming", "schema", "times", "result", "applied", "ondemand", "request_fields"},
     "times": TYPES,
     "report": set(),
+    "cores": set(),
     "casts": TYPES | {"times"},
     "sources": TYPES,
     "arrow": TYPES | {"schema", "times", "casts", "sources", "report"},
@@ -64,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "receipts": TYPES | {"times"},
     "durable": TYPES
     | {"schema", "_core", "arrow", "files", "places", "ownership", "log", "snapshot", "history", "commits", "rows"}
-    | {"definitions"},
+    | {"cores", "definitions"},
     "explain": TYPES
     | {"_core", "aggregation", "applied", "computed", "definitions", "ondemand", "result", "rows", "schema", "times"},
     "past": TYPES | {"schema", "_core", "arrow", "history", "durable", "rows", "applied"} | {"computed"},
@@ -82,6 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "explain",
         "training",
         "computed",
+        "cores",
     },
     "shared": {"errors", "_core"},
     "attached": TYPES | {"schema", "_core", "result", "shared", "store", "applied", "definitions", "computed"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -29,6 +31,7 @@ from fastfeat import (
     UnknownFeature,
     UnknownView,
 )
+from fastfeat.dtypes import SCALAR_WIDTH, DType
 
 NOW = 1_700_000_000_000_000
 SECOND = 1_000_000
@@ -200,6 +203,62 @@ def test_any_number_of_threads_loads_the_same_rows(store: Store, threads: int | 
     assert store.load("profile", source, event_time="at", threads=threads).accepted == n
     matrix = store.get_feature_vectors("scoring", {"user_id": np.arange(n)})
     np.testing.assert_array_equal(matrix, np.stack([np.arange(n) / 2, np.arange(n)], axis=1))
+
+
+TYPES = [*SCALAR_WIDTH, "string", "bytes", "vector<float32, 3>", "list<int16>", "list<string>"]
+
+
+def value(name: str, i: int) -> Any:
+    """Of that type, another for every i below 64; a null now and then."""
+    if not (i + len(name)) % 7:
+        return None
+    element = name.removeprefix("vector<").removeprefix("list<").split(",")[0].removesuffix(">")
+    if element != name:
+        return [value_of(element, i + each) for each in range(3 if name[0] == "v" else i % 4)]
+    return value_of(name, i)
+
+
+def value_of(name: str, i: int) -> Any:
+    if name in ("string", "bytes"):
+        return f"{i}" * (i % 3) if name == "string" else b"%d" % i
+    return bool(i % 3) if name == "bool" else i / 4 if "float" in name else i % 64
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_take_every_type_from_wherever_it_lies(threads: int) -> None:
+    """Rows of keys in no order, some more than once and some of them side by side, in a slice: as the same pushed."""
+    n, first = 9_000, 77
+    keys = np.random.default_rng(5).integers(0, 2 * n, n)
+    keys[1_000:1_200] = keys[1_000]
+    view = FeatureView("all", USER, [Field(f"f{i}", name) for i, name in enumerate(TYPES)])
+    rows = [
+        {"user_id": int(key), "event_timestamp": NOW + i, **{f"f{f}": value(t, i) for f, t in enumerate(TYPES)}}
+        for i, key in enumerate(keys)
+    ]
+    types = pa.schema(
+        [("user_id", pa.int64()), ("event_timestamp", pa.int64())]
+        + [(f"f{i}", DType.parse(name).arrow()) for i, name in enumerate(TYPES)]
+    )
+    source = pa.Table.from_batches([pa.RecordBatch.from_pylist(rows, types).slice(first)])
+    with Store(64 << 20) as store, Store(64 << 20) as other:
+        for each in (store, other):
+            each.apply(view)
+        assert store.load("all", source, threads=threads).accepted == n - first
+        other.push("all", rows[first:])
+        for as_of in (None, NOW + n // 2):
+            one, two = (
+                each.get_online_features([view], {"user_id": sorted(set(keys.tolist()))}, as_of=as_of)
+                for each in (store, other)
+            )
+            assert one.to_arrow().equals(two.to_arrow())
+            assert one.statuses["all"].tolist() == two.statuses["all"].tolist()
+
+
+def test_as_many_threads_as_cores_that_it_may_use() -> None:
+    code = "import os; from fastfeat.cores import usable_cores; print(usable_cores())"
+    core = str(min(os.sched_getaffinity(0)))
+    said = subprocess.run(["taskset", "-c", core, sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    assert int(said.stdout) == 1
 
 
 def test_progress_is_shown_on_stderr(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ import os
 from ..errors import DataError, StorageError
 from .atomics cimport (
     atomic_add_u64, atomic_load_u64, atomic_store_u32, atomic_store_u64, atomic_swap_u32, cpu_relax, ff_check,
-    ff_poison, prefetch,
+    ff_poison, prefetch, prefetch_far,
 )
 from .layout cimport MAGIC, PAGE_SIZE, ArenaHeader, FreeExtent, HeapHeader
 from .layout import LAYOUT_VERSION
@@ -48,6 +48,7 @@ cdef extern from "<sys/mman.h>" nogil:
 cdef enum:
     SMALL_MAX = 1024              # classes of 8 B up to here, four per doubling above
     HEAP_SIZE_MAX = 65536         # larger things are extents of their own
+    AHEAD_MAX = 1024              # bytes of a block whose place is asked for before it is written
     SPAN_SIZE_MIN = 4096
     SPAN_SIZE_MAX = 65536         # the most a shard holds unused: 64 shards then waste 2 MiB of an arena on average
     CAPACITY_MIN = 1048576
@@ -573,6 +574,8 @@ cdef uint64_t heap_alloc(ArenaView* arena, HeapHeader* heap, uint64_t size, bint
         heap.span_size = span
     at = heap.span_at
     heap.span_at += size
+    if size <= AHEAD_MAX:
+        prefetch_far(<uint64_t>arena.base + heap.span_at, size)  # where the next one, most often as large, is written
     return at
 
 

@@ -120,6 +120,10 @@ cdef class RowBatch:
 
 # Encode rows [low, high) at `images`, a row_stride apart; variable cells are left zero.
 cdef void batch_encode(const BatchView* batch, int64_t low, int64_t high, uint8_t* images) noexcept nogil
+# The same of `count` >= 1 rows by their numbers, which ascend.
+cdef void batch_encode_rows(
+    const BatchView* batch, const int64_t* rows, int64_t count, uint8_t* images
+) noexcept nogil
 cdef uint64_t batch_heap_size(const BatchView* batch, int64_t i) noexcept nogil
 cdef void batch_heap_write(const BatchView* batch, int64_t i, uint8_t* heap, uint8_t* image) noexcept nogil
 

@@ -28,6 +28,8 @@ import zlib
 from ..dtypes import SCALAR_WIDTH, DType
 from ..errors import DataError
 
+from .atomics cimport prefetch_far
+
 KEY_SIZE_MAX = 4096
 HEAP_SIZE_MAX = 1 << 24           # bytes of one row's strings, bytes and lists
 
@@ -394,45 +396,54 @@ cdef inline bint bit_at(const uint8_t* bits, int64_t i) noexcept nogil:
     return (bits[i >> 3] >> (i & 7)) & 1
 
 
-cdef void encode_words(const uint64_t* data, int64_t count, uint8_t* cell, uint32_t stride) noexcept nogil:
+cdef void encode_words(
+    const uint64_t* data, const int64_t* rows, int64_t count, uint8_t* cell, uint32_t stride,
+) noexcept nogil:
     cdef int64_t i
-    for i in range(count):
-        (<uint64_t*>cell)[0] = data[i]
-        cell += stride
+    if rows == NULL:
+        for i in range(count):
+            (<uint64_t*>cell)[0] = data[i]
+            cell += stride
+    else:
+        for i in range(count):
+            (<uint64_t*>cell)[0] = data[rows[i]]
+            cell += stride
 
 
 cdef void encode_plain(
-    const uint8_t* data, int64_t count, uint8_t* cell, uint32_t stride, uint32_t width,
+    const uint8_t* data, const int64_t* rows, int64_t count, uint8_t* cell, uint32_t stride, uint32_t width,
 ) noexcept nogil:
-    cdef int64_t _
-    for _ in range(count):
-        memcpy(cell, data, width)
-        data += width
+    cdef int64_t i
+    for i in range(count):
+        memcpy(cell, data + width * (i if rows == NULL else rows[i]), width)
         cell += stride
 
 
 cdef void encode_bools(
-    const uint8_t* bits, int64_t first, int64_t count, uint8_t* cell, uint32_t stride,
+    const uint8_t* bits, int64_t first, const int64_t* rows, int64_t count, uint8_t* cell, uint32_t stride,
 ) noexcept nogil:
     cdef int64_t i
-    for i in range(first, first + count):
-        cell[0] = bit_at(bits, i)
+    for i in range(count):
+        cell[0] = bit_at(bits, first + (i if rows == NULL else rows[i]))
         cell += stride
 
 
 cdef void encode_nulls(
-    const uint8_t* validity, int64_t first, int64_t count, uint8_t* images, uint32_t stride, uint32_t f,
-    const FieldView* field,
+    const uint8_t* validity, int64_t first, const int64_t* rows, int64_t count, uint8_t* images, uint32_t stride,
+    uint32_t f, const FieldView* field,
 ) noexcept nogil:
     cdef int64_t i
-    for i in range(first, first + count):
-        if not bit_at(validity, i):
+    for i in range(count):
+        if not bit_at(validity, first + (i if rows == NULL else rows[i])):
             images[f >> 3] |= 1 << (f & 7)
             memset(images + field.offset, 0, field.width)
         images += stride
 
 
-cdef void batch_encode(const BatchView* batch, int64_t low, int64_t high, uint8_t* images) noexcept nogil:
+cdef void encode(
+    const BatchView* batch, int64_t low, const int64_t* rows, int64_t count, uint8_t* images,
+) noexcept nogil:
+    """Arrow rows low + rows[0], low + rows[1], ..., or from low on where `rows` is NULL; column by column."""
     cdef uint32_t stride = batch.row_stride
     cdef uint32_t f
     cdef int64_t i
@@ -440,32 +451,53 @@ cdef void batch_encode(const BatchView* batch, int64_t low, int64_t high, uint8_
     cdef const FieldView* field
     cdef const ArrowColumn* column
     cdef uint32_t cells_offset = batch.heap_offset + 8 if batch.heap_offset else ((batch.fields_count + 63) >> 6) << 3
-    if batch.columns == NULL:
-        memcpy(images, batch.images + low * stride, (high - low) * stride)
-        return
-    for i in range(high - low):
+    cdef int64_t last = count - 1 if rows == NULL else rows[count - 1]
+    cdef int64_t ahead = 0 if count < 16 else count if rows == NULL else last - rows[0]
+    for i in range(count):
         memset(images + i * stride, 0, cells_offset)
         memset(images + (i + 1) * stride - 8, 0, 8)       # the padding after the last cell
     for f in range(batch.fields_count):
         field = &batch.fields[f]
         column = &batch.columns[f]
         first = column.offset + low
+        if ahead and field.kind < STRING:
+            prefetch_far(<uint64_t>column.data + (first + last + 1) * field.width, ahead * field.width)
         if field.kind >= STRING and field.kind != VECTOR:
-            for i in range(high - low):
+            for i in range(count):
                 memset(images + i * stride + field.offset, 0, field.width)
         elif field.kind == VECTOR:
             encode_plain(
                 column.child_data + (column.child_offset + first * field.size) * field.element_width,
-                high - low, images + field.offset, stride, field.width,
+                rows, count, images + field.offset, stride, field.width,
             )
         elif field.kind == BOOL:
-            encode_bools(column.data, first, high - low, images + field.offset, stride)
+            encode_bools(column.data, first, rows, count, images + field.offset, stride)
         elif field.width == 8:
-            encode_words(<const uint64_t*>column.data + first, high - low, images + field.offset, stride)
+            encode_words(<const uint64_t*>column.data + first, rows, count, images + field.offset, stride)
         else:
-            encode_plain(column.data + first * field.width, high - low, images + field.offset, stride, field.width)
+            encode_plain(column.data + first * field.width, rows, count, images + field.offset, stride, field.width)
         if column.validity != NULL:
-            encode_nulls(column.validity, first, high - low, images, stride, f, field)
+            encode_nulls(column.validity, first, rows, count, images, stride, f, field)
+
+
+cdef void batch_encode(const BatchView* batch, int64_t low, int64_t high, uint8_t* images) noexcept nogil:
+    if batch.columns == NULL:
+        memcpy(images, batch.images + low * batch.row_stride, (high - low) * batch.row_stride)
+    else:
+        encode(batch, low, NULL, high - low, images)
+
+
+cdef void batch_encode_rows(
+    const BatchView* batch, const int64_t* rows, int64_t count, uint8_t* images,
+) noexcept nogil:
+    cdef int64_t i
+    if batch.columns == NULL:
+        for i in range(count):
+            memcpy(images + i * batch.row_stride, batch.images + rows[i] * batch.row_stride, batch.row_stride)
+    elif rows[count - 1] - rows[0] == count - 1:
+        encode(batch, rows[0], NULL, count, images)
+    else:
+        encode(batch, 0, rows, count, images)
 
 
 # --- the heap of a row -----------------------------------------------------------------------------------------------

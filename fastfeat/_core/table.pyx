@@ -392,7 +392,7 @@ cdef class Table:
         check_count(batch)
         change = Append(self, batch, 1, is_sifted=False)      # they come from a table
         change.check_shard(shard)
-        status = change.prepare_range(shard, shard + 1, True)
+        status = change.prepare_range(shard, shard + 1)
         with nogil:
             if status == OK:
                 shards_commit(&self.view, self.writers, shard, shard + 1)
@@ -560,7 +560,7 @@ cdef class Append(Change):
                 shards_abort(&self.table.view, self.table.writers, 0, shards)
                 raise
         else:
-            status = self.prepare_range(0, shards, True)
+            status = self.prepare_range(0, shards)
         if status != OK:
             shards_abort(&self.table.view, self.table.writers, 0, shards)
         return status
@@ -573,14 +573,13 @@ cdef class Append(Change):
                 raise DataError(f"view {self.table.name!r}: rows of shard {i} among those of shard {shard}")
         return 0
 
-    def prepare_range(self, uint32_t low, uint32_t high, bint is_staged=False):
-        """The status of preparing shards [low, high). is_staged: they take all rows, so runs are encoded at once."""
+    def prepare_range(self, uint32_t low, uint32_t high):
+        """The status of preparing shards [low, high)."""
         cdef Status status = NO_MEMORY
         cdef uint8_t* staging = NULL
         with nogil:
-            if is_staged:
-                staging = <uint8_t*>malloc(STAGED_ROWS * self.batch.view.row_stride)
-            if staging != NULL or not is_staged:
+            staging = <uint8_t*>malloc(STAGED_ROWS * self.batch.view.row_stride)
+            if staging != NULL:
                 status = shards_prepare(
                     &self.table.view, self.table.writers, &self.batch.view, &self.group, self.hashes, low, high,
                     self.now_us, staging,

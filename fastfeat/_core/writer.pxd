@@ -23,9 +23,8 @@ cdef Status grouping_make(
 ) noexcept nogil
 cdef void grouping_free(Grouping* group) noexcept nogil
 
-# Prepare what the shards in [shard_low, shard_high) have to do; nothing becomes visible. `staging`: STAGED_ROWS rows
-# of room to
-# encode a run of rows column by column, or NULL to encode row by row (where this range takes few rows of a run).
+# Prepare what the shards in [shard_low, shard_high) have to do; nothing becomes visible. `staging`: room for
+# STAGED_ROWS rows, which are encoded column by column.
 cdef Status shards_prepare(
     const TableView* view, ShardWriter* writers, const BatchView* batch, const Grouping* group, const uint64_t* hashes,
     uint32_t shard_low, uint32_t shard_high, int64_t now_us, uint8_t* staging,
@@ -55,4 +54,4 @@ cdef void shards_reclaim(
 ) noexcept nogil
 
 cdef enum:
-    STAGED_ROWS = 128
+    STAGED_ROWS = 64          # of 50 numbers, their images stay in the first cache

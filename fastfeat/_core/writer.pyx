@@ -20,7 +20,7 @@ from libc.string cimport memcmp, memmove, memset
 from .arena cimport epoch_advance, epoch_oldest_pin, extent_free, heap_free
 from .atomics cimport atomic_store_u64, ff_seeded_bug, prefetch
 from .builder cimport Entity, Pending, Piece, Retired, RowRef, ref_compare, vector_add, vector_clear
-from .columns cimport batch_encode, batch_sequence, key_at, key_size
+from .columns cimport batch_encode_rows, batch_sequence, key_at, key_size
 from .entity cimport entity_begin, entity_delete, entity_prepare, entity_remember, entity_replace
 from .index cimport slot_find, slots_alloc, slots_mask, slots_of, slots_rehash, slots_size
 from .layout cimport SHARDS_MAX, BlockHeader, Slot
@@ -173,7 +173,7 @@ cdef void entity_open(
 cdef Status group_prepare(
     Entity* entity, const Grouping* group, int64_t i, const uint8_t* image, RowRef* one
 ) noexcept nogil:
-    """Prepare the entity whose first row in the batch is i; `image` is that row's staged image or NULL."""
+    """Prepare the entity whose first row in the batch is i; `image` is that row's."""
     cdef uint32_t count = group.counts[i]
     cdef RowRef* refs = one
     cdef uint32_t j
@@ -185,6 +185,8 @@ cdef Status group_prepare(
         refs = <RowRef*>malloc(count * sizeof(RowRef))
         if refs == NULL:
             return NO_MEMORY
+        if group.following[i] == i + 1:   # most often a run, which block_build encodes at once
+            image = NULL
     for j in range(count):
         refs[j].event_time = entity.batch.event_times[row]
         refs[j].created_time = entity.batch.created_times[row]
@@ -217,27 +219,21 @@ cdef inline void prefetch_old(const TableView* view, const Pending* pending) noe
             prefetch(view.arena.base + block_head_at(block) + 64)
 
 
-cdef inline void prefetch_block(const TableView* view, uint64_t hash) noexcept nogil:
-    """Ask for the block in the hash's first slot, which most often is the entity's; the slot itself is on its way."""
-    cdef uint64_t word = view.slots[shard_of(view, hash)]
-    cdef uint64_t block_at = slots_of(view.arena.base, word)[hash & slots_mask(word)].block_at
-    if block_at != 0:
-        prefetch(view.arena.base + block_at)
-
-
 cdef Status shards_prepare(
     const TableView* view, ShardWriter* writers, const BatchView* batch, const Grouping* group, const uint64_t* hashes,
     uint32_t shard_low, uint32_t shard_high, int64_t now_us, uint8_t* staging,
 ) noexcept nogil:
     cdef Entity entity
     cdef RowRef one
+    cdef int64_t rows[STAGED_ROWS]
     cdef size_t pending[STAGED_ROWS]
-    cdef int64_t start
-    cdef int64_t end
+    cdef int64_t following = 0
+    cdef int64_t count
     cdef int64_t i
+    cdef int64_t row
     cdef uint32_t shard
     cdef uint64_t word
-    cdef const uint8_t* images
+    cdef uint64_t block_at
     cdef const uint8_t* image
     cdef const uint8_t* key
     cdef Status status
@@ -248,36 +244,41 @@ cdef Status shards_prepare(
     entity.batch = batch
     entity.urgent = False
     entity.now_us = now_us
-    for start in range(0, batch.count, 128):    # STAGED_ROWS
-        end = start + STAGED_ROWS if start + STAGED_ROWS < batch.count else batch.count
-        for i in range(start, end):
-            word = view.slots[shard_of(view, hashes[i])]
-            prefetch(&slots_of(view.arena.base, word)[hashes[i] & slots_mask(word)])
-        images = staging
-        if batch.columns == NULL:
-            images = batch.images + start * view.row_stride
-        elif staging != NULL:
-            batch_encode(batch, start, end, staging)
-        for i in range(start, end):
-            prefetch_block(view, hashes[i])
-        for i in range(start, end):
-            shard = shard_of(view, hashes[i])
-            if group.counts[i] and shard_low <= shard < shard_high:
-                pending[i - start] = writers[shard].pending.count
-                key = key_at(&batch.keys, i)
-                status = pending_add(view, &writers[shard], hashes[i], key, key_size(&batch.keys, i))
-                if status != OK:
-                    return status
-                prefetch_old(view, <Pending*>writers[shard].pending.data + pending[i - start])
-        for i in range(start, end):
-            shard = shard_of(view, hashes[i])
-            if group.counts[i] and shard_low <= shard < shard_high:
-                entity_open(&entity, view, writers, &batch.keys, i, hashes[i], pending[i - start])
-                image = images + (i - start) * view.row_stride if images != NULL else NULL
-                status = group_prepare(&entity, group, i, image, &one)
-                if status != OK:
-                    return status
-    return shards_reserve(writers, shard_low, shard_high)
+    while True:
+        count = 0
+        while following < batch.count and count < STAGED_ROWS:
+            shard = shard_of(view, hashes[following])
+            if group.counts[following] and shard_low <= shard < shard_high:
+                word = view.slots[shard]
+                prefetch(&slots_of(view.arena.base, word)[hashes[following] & slots_mask(word)])
+                rows[count] = following
+                count += 1
+            following += 1
+        if count == 0:
+            return shards_reserve(writers, shard_low, shard_high)
+        if batch.columns != NULL:
+            batch_encode_rows(batch, rows, count, staging)
+        for i in range(count):            # of the block in the first slot, which most often is the entity's
+            word = view.slots[shard_of(view, hashes[rows[i]])]
+            block_at = slots_of(view.arena.base, word)[hashes[rows[i]] & slots_mask(word)].block_at
+            if block_at != 0:
+                prefetch(view.arena.base + block_at)
+        for i in range(count):
+            row = rows[i]
+            shard = shard_of(view, hashes[row])
+            pending[i] = writers[shard].pending.count
+            key = key_at(&batch.keys, row)
+            status = pending_add(view, &writers[shard], hashes[row], key, key_size(&batch.keys, row))
+            if status != OK:
+                return status
+            prefetch_old(view, <Pending*>writers[shard].pending.data + pending[i])
+        for i in range(count):
+            row = rows[i]
+            entity_open(&entity, view, writers, &batch.keys, row, hashes[row], pending[i])
+            image = staging + i * view.row_stride if batch.columns != NULL else batch.images + row * view.row_stride
+            status = group_prepare(&entity, group, row, image, &one)
+            if status != OK:
+                return status
 
 
 cdef Status shards_prepare_ordered(
