@@ -7,7 +7,7 @@
     all in a new arena). Both are looked at before each read; then definitions, tables and plans are made anew.
 
 Promise:     the answers of the writer's own Store at that moment, except for rows that only its history has:
-             BeforeHistory. While the writer is gone, the last state that it published.
+             BeforeHistory. While the writer is gone, the last state that it published, until another takes the name.
 Concurrency: any number of threads. A child of fork reads on, under slots of its own.
 Errors:      StorageError: no such arena, one of another version, another user's with functions in its definitions.
              Every write raises ReadOnly.
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .result import Result
     from .store import EntityRows, Features, Moment
 
+LOOK_SECONDS: Final = 0.05  # between two looks for an arena that could not be read yet
 MAPPED_AT_ONCE: Final = 64 << 20  # bytes
 MAPPING_SECONDS: Final = 0.5  # between two looks at whether the arena has grown
 POLL_SECONDS: Final = 2e-4
@@ -58,6 +59,7 @@ class AttachedStore(Store):
         self.name = name
         self._following = threading.Lock()
         self._has_moved = False
+        self._next_look = 0.0
         self._is_closed = threading.Event()
         self._catalogue_at = 0
         self._owner = 0
@@ -83,7 +85,9 @@ class AttachedStore(Store):
         self.at_hand = PlansAtHand(arena, catalogue_at, self._plans)
 
     def _follow(self) -> None:
-        """Move to what is there now. Keeps what it has where the newest arena can't be read yet."""
+        """Move to what is there now. Keeps what it has where there is nothing newer that can be read yet."""
+        if time.monotonic() < self._next_look:
+            return
         with self._following:
             arena = self._open_arena()
             if arena.is_current(self._catalogue_at):
@@ -91,6 +95,7 @@ class AttachedStore(Store):
             try:
                 self._attach(*(attach(self.name) if arena.superseded else (arena, self._owner)))
             except StorageError:
+                self._next_look = time.monotonic() + LOOK_SECONDS
                 return
             self._has_moved = True
 

@@ -43,6 +43,7 @@ OPERATORS: Final = frozenset(
     {"BINARY_OP", "COMPARE_OP", "CONTAINS_OP", "IS_OP"}
     | {f"UNARY_{kind}" for kind in ("NEGATIVE", "NOT", "INVERT", "POSITIVE")}
 )  # steps of Python's own machine
+OUTER: Final = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})  # the latter two of class bodies
 SOURCE_SIZE_MAX: Final = 1 << 16  # of a definition; what is larger is a program, and belongs elsewhere
 
 
@@ -247,12 +248,19 @@ def check_names(code: CodeType, where: str) -> None:
                 raise SchemaError(f"{where} imports {step.argval!r}; it has {LIBRARY}, and nothing else")
             if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
                 raise SchemaError(f"{where} changes the global {step.argval!r}; it returns what it computes")
-            if step.opname != "LOAD_GLOBAL" or step.argval == LIBRARY or hasattr(builtins, step.argval):
-                continue
-            raise SchemaError(
-                f"{where} uses {step.argval!r}, which is defined outside of it; its source is all that is kept: define"
-                f" it inside, or make it an input (NumPy is there as {LIBRARY})"
-            )
+        for name in outer_names(inside):
+            if name != LIBRARY and not hasattr(builtins, name):
+                raise SchemaError(
+                    f"{where} uses {name!r}, which is defined outside of it; its source is all that is kept: define"
+                    f" it inside, or make it an input (NumPy is there as {LIBRARY})"
+                )
+
+
+def outer_names(code: CodeType) -> list[str]:
+    """What a function's code, or a class body's, looks for outside of the function."""
+    steps = list(dis.get_instructions(code))
+    own = {step.argval for step in steps if step.opname == "STORE_NAME"}  # of a class body
+    return [step.argval for step in steps if step.opname in OUTER and step.argval not in own]
 
 
 def check_text(function: Function, source: str) -> None:
@@ -262,8 +270,7 @@ def check_text(function: Function, source: str) -> None:
     """
     where = f"on-demand feature view {function.__name__!r}"
     codes = list(nested(function.__code__))
-    loads = {step.argval for code in codes for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
-    for name in loads - {LIBRARY}:
+    for name in {name for code in codes for name in outer_names(code)} - {LIBRARY}:
         known = getattr(builtins, name, None)
         if known is not None and function.__globals__.get(name, known) is not known:
             raise SchemaError(
@@ -273,9 +280,10 @@ def check_text(function: Function, source: str) -> None:
     if not all(name.isidentifier() for code in codes for name in code.co_names):
         return  # pytest rewrote an assert in it, by names that no text can have: what it did can't be compared
     flags = function.__code__.co_flags & future.annotations.compiler_flag
-    module = compile(source, "<source>", "exec", flags=flags, dont_inherit=True)
+    tree = ast.parse(source)
+    has_docstring = ast.get_docstring(tree.body[0]) is not None  # type: ignore[arg-type]  # it is a def
+    module = compile(tree, "<source>", "exec", flags=flags, dont_inherit=True)
     text = next((code for code in nested(module) if code.co_name == function.__code__.co_name), None)
-    has_docstring = ast.get_docstring(ast.parse(source).body[0]) is not None  # type: ignore[arg-type]  # it is a def
     if text is None or marks(function.__code__, has_docstring) != marks(text, has_docstring):
         raise SchemaError(
             f"{where}: its source is not what it was made from, and the source is the definition; where the file was"

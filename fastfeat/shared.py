@@ -1,13 +1,15 @@
 """Shared memory: where an arena that other processes read lies, and how they find it.
 
     /dev/shm/fastfeat.NAME/     a NAME with a "/" in it is the directory itself
+        LOCK                    0600: the writer's; the last generation that one left behind
         arena.<generation>      the arena, 0640: one process writes it, others map it read-only
         readers.<generation>    the reader table, 0660: readers write their pins
         current                 the newest generation
         writer.sock             where the writing process listens
 
 Promise:     a reader finds a whole arena or none: `current` is replaced once the new arena has its catalogue. Whoever
-             has an older one mapped goes on reading its last state and learns from its header that there is a newer.
+             has an older one mapped goes on reading its last state and learns from its header that there is a newer, or
+             that there will be none until another writer takes the name.
 Ownership:   the writer holds a lock of the reader table's file, which the kernel drops when it dies; a second writer
              is refused. Files of older generations are removed by the next writer.
 Permission:  the directory is 0750 and the files belong to `group`, where one is named: its members may read, and by
@@ -84,7 +86,8 @@ class Sharing:
 
     def create(self, capacity_bytes: int, seed: bytes | None = None) -> Arena:
         """A new arena, not yet found by readers. Raises StorageError, DataError."""
-        self.generation = max(self._generations() | {current_generation(self.directory)}, default=0) + 1
+        before = {current_generation(self.directory), self._last_generation(), *self._generations()}
+        self.generation = max(before) + 1
         with ExitStack() as closing:
             files = [self._new_file("arena", 0o640), self._new_file("readers", 0o660)]
             for fd in files:
@@ -156,7 +159,7 @@ class Sharing:
         self._is_installed = True
         for generation in self._generations():
             if generation != self.generation:
-                self._retire(generation)
+                self._retire(generation, self.generation)
 
     def close(self, *, is_kept: bool) -> None:
         """Another process may write now. is_kept: the newest arena stays for it, and for those who read it.
@@ -170,8 +173,9 @@ class Sharing:
         if self._is_installed and not is_kept:
             os.unlink(os.path.join(self.directory, "current"))
             shown = 0
+        os.pwrite(self._lock_fd, b"%d\n" % max(self._last_generation(), self.generation), 0)
         for generation in self._generations() - {shown}:
-            self._unlink(generation)
+            self._retire(generation, self.generation + 1)  # which is the next one's, whenever it comes
         os.close(self._lock_fd)
         self._lock_fd = -1
 
@@ -192,12 +196,12 @@ class Sharing:
             ) from None
         self._lock_fd = fd
 
-    def _retire(self, generation: int) -> None:
-        """Tell who reads an older arena, then give its files back: what is mapped stays until it is let go of."""
+    def _retire(self, generation: int, heir: int) -> None:
+        """Tell who reads an arena which one to look for, then give its files back: what is mapped stays until let go."""
         with suppress(OSError, StorageError):
             fd = os.open(self._path("arena", generation), os.O_RDWR | os.O_CLOEXEC)
             try:
-                supersede(fd, self.generation)
+                supersede(fd, heir)
             finally:
                 os.close(fd)
         self._unlink(generation)
@@ -219,6 +223,10 @@ class Sharing:
 
     def _path(self, kind: str, generation: int) -> str:
         return os.path.join(self.directory, f"{kind}.{generation}")
+
+    def _last_generation(self) -> int:
+        """Of the last writer that closed; so of a name's arenas no two have the same, even where no file was left."""
+        return int(os.pread(self._lock_fd, 32, 0) or 0)
 
     def _generations(self) -> set[int]:
         found = set()

@@ -605,6 +605,13 @@ def uses_a_global_deep_inside(inputs: Any) -> Any:
     return {"y": [(lambda v: v + OUTSIDE)(value) for value in inputs["x"]]}
 
 
+def uses_a_global_in_a_class(inputs: Any) -> Any:
+    class Factor:
+        value = OUTSIDE
+
+    return {"y": inputs["x"] * Factor.value}
+
+
 def imports(inputs: Any) -> Any:
     import math
 
@@ -641,6 +648,7 @@ FUNCTIONS: list[tuple[Any, str]] = [
     (closure(), "uses 'inside', which is defined outside of it"),
     (uses_a_global, "uses 'OUTSIDE', which is defined outside of it"),
     (uses_a_global_deep_inside, "uses 'OUTSIDE'"),
+    (uses_a_global_in_a_class, "uses 'OUTSIDE'"),
     (imports, "imports 'math'; it has np, and nothing else"),
     (changes_a_global, "changes the global 'OUTSIDE'"),
     (takes_two, r"takes one argument, the inputs: def takes_two\(inputs\)"),
@@ -717,6 +725,7 @@ def test_a_builtin_of_another_meaning_is_refused(tmp_path: Path) -> None:
         'x = y = inputs["x"]; return {"y": x.astype("float64") + y.sum()}',
         'def inner(a: float, *, b: "int" = 2) -> float: return a * b\n    return {"y": inner(inputs["x"])}',
         'class Inner: k = 2\n    return {"y": inputs["x"] * Inner.k}',
+        'class Inner: k: int = len("ab"); m = k * np.pi\n    return {"y": inputs["x"] * Inner.m}',
         'try: return {"y": 1 / inputs["x"]}\n    except ZeroDivisionError: return {"y": f"{inputs!r:>9} {{}}"}',
     ],
 )

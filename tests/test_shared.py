@@ -44,7 +44,7 @@ from fastfeat._core.arena import Arena
 from fastfeat._core.plan import Plan
 from fastfeat.attached import AttachedStore
 from fastfeat.errors import ConnectFailed
-from fastfeat.shared import shared_directory
+from fastfeat.shared import attach, shared_directory
 
 USER = Entity("user", {"user_id": "int64"})
 FIELDS = [
@@ -530,6 +530,53 @@ def test_a_store_without_a_directory_leaves_nothing(name: str) -> None:
     other.close()
     with pytest.raises(StorageError, match="there is no shared arena"):
         AttachedStore(name)
+
+
+@pytest.mark.parametrize("size", [0, 100, CAPACITY])
+def test_what_a_writer_left_that_died_as_it_began_is_taken_away(name: str, size: int) -> None:
+    Path(name).mkdir()
+    for kind in ("arena", "readers"):
+        with (Path(name) / f"{kind}.7").open("wb") as file:
+            file.truncate(size if kind == "arena" else 0)
+    with Store(CAPACITY, shared=name) as store:
+        store.apply(LATEST)
+        assert sorted(file.name for file in Path(name).iterdir()) == ["LOCK", "arena.8", "current", "readers.8"]
+
+
+def test_readers_of_a_store_that_ended_move_to_the_next_of_its_name(name: str) -> None:
+    """A store without a directory takes its files away; whoever reads it goes on, and looks for another now and then."""
+    with Store(CAPACITY, shared=name) as store:
+        store.apply(LATEST)
+        store.push("latest", row(1, 0))
+        reader = AttachedStore(name)
+        assert reader.info()["shared"]["generation"] == 1
+    assert reader.is_stale
+    assert reader.get_feature_vector(["latest:number"], {"user_id": 1}).tolist() == [1.0]
+    assert not reader.follow()
+    with Store(CAPACITY, shared=name) as store:
+        store.apply([USER, LATEST, WHOLE, SERVICE])
+        store.push("latest", row(1, 7))
+        until(lambda: reader.get_feature_vector(["latest:number"], {"user_id": 1}).tolist() == [1.007])
+        assert not reader.is_stale
+        assert reader.info()["shared"]["generation"] == 2
+        assert reader.get_feature_vector(["whole:number"], {"user_id": 1}).shape == (1,)
+        store.apply(FeatureService("numbers", [LATEST["number"]]))
+        reader.get_feature_vector("numbers", {"user_id": 1})
+        assert reader.at_hand.vector("numbers", {"user_id": 1}, None) is not None
+    reader.close()
+
+
+def test_readers_of_a_store_that_ended_do_not_look_at_every_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    monkeypatch.setattr("fastfeat.attached.attach", lambda name: looked.append(name) or attach(name))
+    monkeypatch.setattr("fastfeat.attached.LOOK_SECONDS", 1000.0)
+    with Store(CAPACITY, shared=name) as store:
+        store.apply(LATEST)
+        reader = AttachedStore(name)
+    for _ in range(100):
+        reader.get_feature_vector(["latest:number"], {"user_id": 1})
+    assert len(looked) == 2
+    reader.close()
 
 
 # --- what is refused

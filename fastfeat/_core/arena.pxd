@@ -20,7 +20,7 @@ cdef class Arena:
     cdef readonly bint is_reader  # another process writes it
     cdef ReaderSlots slots
     cdef list replaced            # catalogues that readers may still see: (epoch, offset, size)
-    cdef bint holds(self, uint64_t catalogue_at) noexcept
+    cpdef bint is_current(self, uint64_t catalogue_at) noexcept
     cdef make(self, bytes seed, uint64_t generation)
     cdef take_up(self)
 

@@ -212,7 +212,7 @@ cdef class Arena:
 
     @property
     def superseded(self):
-        """The generation that took this one's place, 0: none."""
+        """The generation that took this one's place, or will once there is one; 0: none."""
         return atomic_load_u64(&self.view.header.superseded)
 
     @property
@@ -229,12 +229,8 @@ cdef class Arena:
         """Changes with every catalogue; 0: there is none yet."""
         return atomic_load_u64(&self.view.header.catalogue_at)
 
-    def is_current(self, uint64_t catalogue_at):
+    cpdef bint is_current(self, uint64_t catalogue_at) noexcept:
         """True while nothing took this arena's place, nor that of the catalogue at this offset."""
-        return self.holds(catalogue_at)
-
-    cdef bint holds(self, uint64_t catalogue_at) noexcept:
-        """is_current."""
         return atomic_load_u64(&self.view.header.superseded) == 0 and (
             atomic_load_u64(&self.view.header.catalogue_at) == catalogue_at
         )
@@ -346,8 +342,12 @@ cdef class Arena:
 
 
 def supersede(int fd, uint64_t generation):
-    """Tell the readers of the arena in this file, open for writing, that a newer one is there."""
-    cdef void* base = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    """Tell the readers of the arena in this file, open for writing, which one is there in its place, or will be."""
+    cdef void* base
+    # Its writer may have died before it had a header, and a store to a page that isn't there is a signal.
+    if os.fstat(fd).st_size < PAGE_SIZE or posix_fallocate(fd, 0, PAGE_SIZE):
+        raise StorageError("the old arena has no header: nobody reads it")
+    base = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
     if base == MAP_FAILED:
         raise StorageError("the system refused to map the old arena's header")
     atomic_store_u64(&(<ArenaHeader*>base).superseded, generation)

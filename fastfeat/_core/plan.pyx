@@ -881,7 +881,7 @@ cdef class PlansAtHand:
         self.plans = plans
 
     cdef object find(self, object features):
-        if type(features) is not str or self.arena is None or not self.arena.holds(self.catalogue_at):
+        if type(features) is not str or self.arena is None or not self.arena.is_current(self.catalogue_at):
             return None
         return self.plans.get(features)
 
