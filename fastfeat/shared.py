@@ -197,7 +197,7 @@ class Sharing:
         self._lock_fd = fd
 
     def _retire(self, generation: int, heir: int) -> None:
-        """Tell who reads an arena which one to look for, then give its files back: what is mapped stays until let go."""
+        """Tell who reads an arena which to look for, then give its files back; what is mapped stays until let go of."""
         with suppress(OSError, StorageError):
             fd = os.open(self._path("arena", generation), os.O_RDWR | os.O_CLOEXEC)
             try:

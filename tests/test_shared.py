@@ -544,7 +544,7 @@ def test_what_a_writer_left_that_died_as_it_began_is_taken_away(name: str, size:
 
 
 def test_readers_of_a_store_that_ended_move_to_the_next_of_its_name(name: str) -> None:
-    """A store without a directory takes its files away; whoever reads it goes on, and looks for another now and then."""
+    """A store without a directory takes its files away; whoever reads it goes on, and looks for another at times."""
     with Store(CAPACITY, shared=name) as store:
         store.apply(LATEST)
         store.push("latest", row(1, 0))
@@ -567,8 +567,13 @@ def test_readers_of_a_store_that_ended_move_to_the_next_of_its_name(name: str) -
 
 
 def test_readers_of_a_store_that_ended_do_not_look_at_every_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked = []
-    monkeypatch.setattr("fastfeat.attached.attach", lambda name: looked.append(name) or attach(name))
+    looked: list[str] = []
+
+    def look(name: str) -> tuple[Arena, int]:
+        looked.append(name)
+        return attach(name)
+
+    monkeypatch.setattr("fastfeat.attached.attach", look)
     monkeypatch.setattr("fastfeat.attached.LOOK_SECONDS", 1000.0)
     with Store(CAPACITY, shared=name) as store:
         store.apply(LATEST)
