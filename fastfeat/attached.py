@@ -25,7 +25,7 @@ from ._core.plan import PlansAtHand
 from .applied import NOTHING
 from .definitions import definitions_from_list
 from .errors import ReadOnly, StorageError
-from .shared import Catalogue, attach
+from .shared import Catalogue, attach, has_arena
 from .store import Store
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .result import Result
     from .store import EntityRows, Features, Moment
 
-LOOK_SECONDS: Final = 0.05  # between two looks for an arena that could not be read yet
+LOOK_SECONDS: Final = 0.05  # between two looks at an arena that could not be read
 MAPPED_AT_ONCE: Final = 64 << 20  # bytes
 MAPPING_SECONDS: Final = 0.5  # between two looks at whether the arena has grown
 POLL_SECONDS: Final = 2e-4
@@ -86,23 +86,28 @@ class AttachedStore(Store):
 
     def _follow(self) -> None:
         """Move to what is there now. Keeps what it has where there is nothing newer that can be read yet."""
-        if time.monotonic() < self._next_look:
-            return
         with self._following:
             arena = self._open_arena()
-            if arena.is_current(self._catalogue_at):
+            if arena.is_current(self._catalogue_at) or time.monotonic() < self._next_look:
+                return
+            if arena.superseded and not has_arena(self.name):  # its store ended, and none has its name yet
                 return
             try:
                 self._attach(*(attach(self.name) if arena.superseded else (arena, self._owner)))
             except StorageError:
                 self._next_look = time.monotonic() + LOOK_SECONDS
                 return
+            self._next_look = 0.0
             self._has_moved = True
+
+    def _look(self) -> None:
+        """Before every read: is what it reads still the newest?"""
+        if not self._open_arena().is_current(self._catalogue_at):
+            self._follow()
 
     def follow(self) -> bool:
         """True where definitions or generation changed since the last call: plans made before work on, on what was."""
-        if not self._open_arena().is_current(self._catalogue_at):
-            self._follow()
+        self._look()
         moved, self._has_moved = self._has_moved, False
         return moved
 
@@ -114,11 +119,12 @@ class AttachedStore(Store):
     def wait_for(self, position: int, seconds: float) -> bool:
         """Wait until what is visible here has come to this position; False: it has not within the time."""
         deadline = time.monotonic() + seconds
+        self._look()  # a position is of the newest arena
         while self.position < position:
             if time.monotonic() > deadline:
                 return False
             time.sleep(POLL_SECONDS)
-            self.follow()
+            self._look()
         return True
 
     # --- reading
@@ -133,8 +139,7 @@ class AttachedStore(Store):
         receipt: bool = True,
     ) -> Result:
         """As Store.get_online_features; without a receipt."""
-        if not self._open_arena().is_current(self._catalogue_at):
-            self._follow()
+        self._look()
         return super().get_online_features(features, entity_rows, as_of=as_of, known_at=known_at, receipt=receipt)
 
     def get_feature_vector(
@@ -151,8 +156,7 @@ class AttachedStore(Store):
             answer = self.at_hand.vector(features, entity_row, out)
             if answer is not None:
                 return answer
-        if not self._open_arena().is_current(self._catalogue_at):
-            self._follow()
+        self._look()
         return super().get_feature_vector(features, entity_row, as_of=as_of, known_at=known_at, out=out)
 
     def get_feature_vectors(
@@ -169,16 +173,13 @@ class AttachedStore(Store):
             answer = self.at_hand.matrix(features, entity_rows, out)
             if answer is not None:
                 return answer
-        if not self._open_arena().is_current(self._catalogue_at):
-            self._follow()
+        self._look()
         return super().get_feature_vectors(features, entity_rows, as_of=as_of, known_at=known_at, out=out)
 
     def info(self) -> dict[str, Any]:
         """As Store.info, and of what is shared: name, generation, position, is_stale."""
+        self._look()
         arena = self._open_arena()
-        if not arena.is_current(self._catalogue_at):
-            self._follow()
-            arena = self._open_arena()
         shared = {
             "name": self.name,
             "generation": arena.generation,

@@ -9,7 +9,7 @@ WRITING_MAX: Final = 8  # beyond it, memory bandwidth is the limit
 
 
 def usable_cores() -> int:
-    """At least 1. Fewer than the machine has where taskset, a scheduler or a container gives only some of them."""
+    """At least 1. Fewer than the machine has where taskset or a cpuset gives only some; a quota of time is not seen."""
     return len(os.sched_getaffinity(0))
 
 

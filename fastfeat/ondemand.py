@@ -43,7 +43,7 @@ OPERATORS: Final = frozenset(
     {"BINARY_OP", "COMPARE_OP", "CONTAINS_OP", "IS_OP"}
     | {f"UNARY_{kind}" for kind in ("NEGATIVE", "NOT", "INVERT", "POSITIVE")}
 )  # steps of Python's own machine
-OUTER: Final = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})  # the latter two of class bodies
+OF_PYTHON: Final = frozenset({"__name__", "__annotations__"})  # what every class body asks for, whatever it says
 SOURCE_SIZE_MAX: Final = 1 << 16  # of a definition; what is larger is a program, and belongs elsewhere
 
 
@@ -248,7 +248,7 @@ def check_names(code: CodeType, where: str) -> None:
                 raise SchemaError(f"{where} imports {step.argval!r}; it has {LIBRARY}, and nothing else")
             if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
                 raise SchemaError(f"{where} changes the global {step.argval!r}; it returns what it computes")
-        for name in outer_names(inside):
+        for name in sorted(outer_names(inside) - OF_PYTHON):
             if name != LIBRARY and not hasattr(builtins, name):
                 raise SchemaError(
                     f"{where} uses {name!r}, which is defined outside of it; its source is all that is kept: define"
@@ -256,11 +256,18 @@ def check_names(code: CodeType, where: str) -> None:
                 )
 
 
-def outer_names(code: CodeType) -> list[str]:
+def outer_names(code: CodeType) -> set[str]:
     """What a function's code, or a class body's, looks for outside of the function."""
-    steps = list(dis.get_instructions(code))
-    own = {step.argval for step in steps if step.opname == "STORE_NAME"}  # of a class body
-    return [step.argval for step in steps if step.opname in OUTER and step.argval not in own]
+    found = set()
+    own: set[str] = set()  # of a class body, so far
+    for step in dis.get_instructions(code):
+        if step.opname == "STORE_NAME":
+            own.add(step.argval)
+        elif step.opname == "DELETE_NAME":
+            own.discard(step.argval)
+        elif step.opname == "LOAD_GLOBAL" or (step.opname == "LOAD_NAME" and step.argval not in own):
+            found.add(step.argval)
+    return found
 
 
 def check_text(function: Function, source: str) -> None:
@@ -270,7 +277,7 @@ def check_text(function: Function, source: str) -> None:
     """
     where = f"on-demand feature view {function.__name__!r}"
     codes = list(nested(function.__code__))
-    for name in {name for code in codes for name in outer_names(code)} - {LIBRARY}:
+    for name in sorted({name for code in codes for name in outer_names(code)} - OF_PYTHON - {LIBRARY}):
         known = getattr(builtins, name, None)
         if known is not None and function.__globals__.get(name, known) is not known:
             raise SchemaError(

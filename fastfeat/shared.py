@@ -169,15 +169,19 @@ class Sharing:
         self.rest()
         if self._lock_fd < 0:
             return
-        shown = current_generation(self.directory)
-        if self._is_installed and not is_kept:
-            os.unlink(os.path.join(self.directory, "current"))
-            shown = 0
-        os.pwrite(self._lock_fd, b"%d\n" % max(self._last_generation(), self.generation), 0)
-        for generation in self._generations() - {shown}:
-            self._retire(generation, self.generation + 1)  # which is the next one's, whenever it comes
-        os.close(self._lock_fd)
-        self._lock_fd = -1
+        try:
+            shown = current_generation(self.directory)
+            if self._is_installed and not is_kept:
+                os.unlink(os.path.join(self.directory, "current"))
+                shown = 0
+            for generation in self._generations() - {shown}:
+                self._retire(generation, self.generation + 1)  # not there yet, if ever
+            with suppress(OSError):  # a full file system; then numbers start again where no file is left
+                last = max(self._last_generation(), self.generation)
+                os.ftruncate(self._lock_fd, os.pwrite(self._lock_fd, b"%d\n" % last, 0))
+        finally:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
 
     def _claim(self) -> None:
         """Be the one writer of this name."""
@@ -225,8 +229,11 @@ class Sharing:
         return os.path.join(self.directory, f"{kind}.{generation}")
 
     def _last_generation(self) -> int:
-        """Of the last writer that closed; so of a name's arenas no two have the same, even where no file was left."""
-        return int(os.pread(self._lock_fd, 32, 0) or 0)
+        """Of the last writer that closed: numbers grow also where no file of it is left. 0: there is none."""
+        try:
+            return int(os.pread(self._lock_fd, 32, 0))
+        except ValueError:
+            return 0
 
     def _generations(self) -> set[int]:
         found = set()
@@ -266,6 +273,11 @@ def open_arena(directory: str, generation: int, *, is_resumed: bool = False) -> 
         raise StorageError(
             f"{error.filename} may not be read by this user; serve with --group and a group that it is in"
         ) from None
+
+
+def has_arena(name: str) -> bool:
+    """Whether readers are to find one."""
+    return current_generation(shared_directory(name)) > 0
 
 
 def current_generation(directory: str) -> int:

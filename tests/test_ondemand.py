@@ -612,6 +612,22 @@ def uses_a_global_in_a_class(inputs: Any) -> Any:
     return {"y": inputs["x"] * Factor.value}
 
 
+def uses_a_global_of_the_same_name_in_a_class(inputs: Any) -> Any:
+    class Factor:
+        OUTSIDE = OUTSIDE
+
+    return {"y": inputs["x"] * Factor.OUTSIDE}
+
+
+def uses_what_a_class_deleted(inputs: Any) -> Any:
+    class Factor:
+        OUTSIDE = 1
+        del OUTSIDE
+        value = OUTSIDE  # noqa: F821
+
+    return {"y": inputs["x"] * Factor.value}
+
+
 def imports(inputs: Any) -> Any:
     import math
 
@@ -649,6 +665,8 @@ FUNCTIONS: list[tuple[Any, str]] = [
     (uses_a_global, "uses 'OUTSIDE', which is defined outside of it"),
     (uses_a_global_deep_inside, "uses 'OUTSIDE'"),
     (uses_a_global_in_a_class, "uses 'OUTSIDE'"),
+    (uses_a_global_of_the_same_name_in_a_class, "uses 'OUTSIDE'"),
+    (uses_what_a_class_deleted, "uses 'OUTSIDE'"),
     (imports, "imports 'math'; it has np, and nothing else"),
     (changes_a_global, "changes the global 'OUTSIDE'"),
     (takes_two, r"takes one argument, the inputs: def takes_two\(inputs\)"),
@@ -683,7 +701,7 @@ def double(inputs):
 
 def defined_in(path: Path, text: str) -> dict[str, Any]:
     path.write_text(text)
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"__name__": path.stem, "__annotations__": {}}  # as a module's
     exec(compile(text, str(path), "exec"), names)
     return names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -544,29 +545,31 @@ def test_what_a_writer_left_that_died_as_it_began_is_taken_away(name: str, size:
 
 
 def test_readers_of_a_store_that_ended_move_to_the_next_of_its_name(name: str) -> None:
-    """A store without a directory takes its files away; whoever reads it goes on, and looks for another at times."""
+    """A store without a directory takes its files away; whoever reads it goes on, and looks for another."""
     with Store(CAPACITY, shared=name) as store:
         store.apply(LATEST)
-        store.push("latest", row(1, 0))
+        for version in range(5):
+            store.push("latest", row(1, version))
         reader = AttachedStore(name)
         assert reader.info()["shared"]["generation"] == 1
     assert reader.is_stale
-    assert reader.get_feature_vector(["latest:number"], {"user_id": 1}).tolist() == [1.0]
+    assert reader.get_feature_vector(["latest:number"], {"user_id": 1}).tolist() == [1.004]
     assert not reader.follow()
     with Store(CAPACITY, shared=name) as store:
-        store.apply([USER, LATEST, WHOLE, SERVICE])
+        store.apply([USER, LATEST, WHOLE, SERVICE, FeatureService("numbers", [LATEST["number"]])])
         store.push("latest", row(1, 7))
-        until(lambda: reader.get_feature_vector(["latest:number"], {"user_id": 1}).tolist() == [1.007])
+        assert reader.wait_for(store.position, 1.0), "and not: it was at that position before"
+        assert reader.get_feature_vector("numbers", {"user_id": 1}).tolist() == [1.007]
         assert not reader.is_stale
+        assert reader.follow()
         assert reader.info()["shared"]["generation"] == 2
-        assert reader.get_feature_vector(["whole:number"], {"user_id": 1}).shape == (1,)
-        store.apply(FeatureService("numbers", [LATEST["number"]]))
-        reader.get_feature_vector("numbers", {"user_id": 1})
         assert reader.at_hand.vector("numbers", {"user_id": 1}, None) is not None
     reader.close()
 
 
-def test_readers_of_a_store_that_ended_do_not_look_at_every_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_arena_that_can_not_be_read_is_not_looked_at_by_every_read(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looked: list[str] = []
 
     def look(name: str) -> tuple[Arena, int]:
@@ -580,8 +583,20 @@ def test_readers_of_a_store_that_ended_do_not_look_at_every_read(name: str, monk
         reader = AttachedStore(name)
     for _ in range(100):
         reader.get_feature_vector(["latest:number"], {"user_id": 1})
+    assert len(looked) == 1, "there is none"
+    (Path(name) / "current").write_text("77\n")
+    for _ in range(100):
+        reader.get_feature_vector(["latest:number"], {"user_id": 1})
     assert len(looked) == 2
     reader.close()
+
+
+def test_what_is_no_number_in_the_lock_counts_as_none(name: str) -> None:
+    Path(name).mkdir()
+    (Path(name) / "LOCK").write_text("a disk's noise")
+    for generation in (1, 2):
+        with Store(CAPACITY, shared=name) as store:
+            assert store.info()["shared"]["generation"] == generation
 
 
 # --- what is refused
@@ -687,6 +702,31 @@ def test_room_that_comes_in_a_full_file_system_is_used_to_its_last_pages(small: 
         ballast.unlink()
         fill_up(store, users)
         assert store.info()["arena"]["used"] > (16 << 20) - (512 << 10)
+
+
+def fill_the_rest(ballast: Path) -> None:
+    with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_store_that_ends_on_a_full_file_system_lets_go_of_its_name(
+    small: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Kept or not, and also where it could not even begin."""
+    ballast, directory = small / "ballast", tmp_path_factory.mktemp("durable") / "store"
+    options: dict[str, Any] = {"capacity_bytes": 8 << 20, "shared": f"{small}/arena"}
+    for is_durable in (True, False):
+        store = Store.open(directory, **options) if is_durable else Store(**options)
+        store.apply(LATEST)
+        fill_the_rest(ballast)
+        store.close()
+        fill_the_rest(ballast)
+        with pytest.raises(StorageError, match=r"full|No space left|can.t be written"):
+            Store(**options)
+        ballast.unlink()
+    with Store.open(directory, **options) as store:
+        assert "latest" in store.info()["views"]
 
 
 def test_an_arena_that_readers_cannot_be_told_of_is_an_error_of_ours(name: str) -> None:

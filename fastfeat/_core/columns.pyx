@@ -452,7 +452,11 @@ cdef void encode(
     cdef const ArrowColumn* column
     cdef uint32_t cells_offset = batch.heap_offset + 8 if batch.heap_offset else ((batch.fields_count + 63) >> 6) << 3
     cdef int64_t last = count - 1 if rows == NULL else rows[count - 1]
-    cdef int64_t ahead = 0 if count < 16 else count if rows == NULL else last - rows[0]
+    cdef int64_t ahead = count if rows == NULL else last - rows[0]
+    cdef int64_t left = batch.count - (low + last + 1)
+    if count < 16 or ahead > 8 * count:   # few rows, or scattered: those that follow may be nobody's
+        ahead = 0
+    ahead = min(ahead, left)
     for i in range(count):
         memset(images + i * stride, 0, cells_offset)
         memset(images + (i + 1) * stride - 8, 0, 8)       # the padding after the last cell
@@ -460,7 +464,7 @@ cdef void encode(
         field = &batch.fields[f]
         column = &batch.columns[f]
         first = column.offset + low
-        if ahead and field.kind < STRING:
+        if ahead > 0 and field.kind < STRING and field.kind != BOOL:
             prefetch_far(<uint64_t>column.data + (first + last + 1) * field.width, ahead * field.width)
         if field.kind >= STRING and field.kind != VECTOR:
             for i in range(count):
