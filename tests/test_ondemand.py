@@ -623,9 +623,9 @@ def uses_what_a_class_deleted(inputs: Any) -> Any:
     class Factor:
         OUTSIDE = 1
         del OUTSIDE
-        value = OUTSIDE  # noqa: F821
+        value = OUTSIDE  # type: ignore[misc]  # noqa: F821
 
-    return {"y": inputs["x"] * Factor.value}
+    return {"y": inputs["x"] * Factor.value}  # type: ignore[has-type]
 
 
 def imports(inputs: Any) -> Any:

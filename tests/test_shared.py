@@ -558,7 +558,8 @@ def test_readers_of_a_store_that_ended_move_to_the_next_of_its_name(name: str) -
     with Store(CAPACITY, shared=name) as store:
         store.apply([USER, LATEST, WHOLE, SERVICE, FeatureService("numbers", [LATEST["number"]])])
         store.push("latest", row(1, 7))
-        assert reader.wait_for(store.position, 1.0), "and not: it was at that position before"
+        assert reader.wait_for(store.position, 1.0)
+        assert reader.position == store.position, "not that of the store before, which was further"
         assert reader.get_feature_vector("numbers", {"user_id": 1}).tolist() == [1.007]
         assert not reader.is_stale
         assert reader.follow()
