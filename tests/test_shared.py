@@ -676,7 +676,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip("a file system of its own can't be mounted here: needs the right to mount")
     yield tmp_path
-    subprocess.run(["umount", tmp_path], check=True)
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)  # a test that failed may have it open
 
 
 def test_a_full_file_system_is_an_error_and_no_signal(small: Path) -> None:
