@@ -36,6 +36,7 @@ from .shared_store import WIDE, WIDE_PARTS
 
 FILLS: Final = 200
 CACHED: Final = 1_000  # entities that stay in the processor's caches
+LOOP_STEPS: Final = 200
 MAY_MOUNT: Final = [] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]  # a command's opening
 FULL_SIZE: Final = 16 << 20  # bytes of the small file system
 RESTARTS: Final = 5
@@ -65,6 +66,7 @@ def measure_read(size: Size) -> Findings:
                     Subject("1x200", lambda key: one(WIDE, {"user_id": key}, out=wide_out), keys),
                     Subject("100x50", lambda some: many(data.SERVICE, {"user_id": some}, out=many_out), batches),
                     Subject("100x50.cached", lambda some: many(data.SERVICE, {"user_id": some}, out=many_out), near),
+                    Subject("python_loop", plain_loop, [LOOP_STEPS]),
                 ],
                 max(size.calls.values()),
                 size.rounds,
@@ -81,6 +83,14 @@ def measure_read(size: Size) -> Findings:
     for what, percent in (("1x50", 50), ("1x50", 99), ("1x200", 50), ("100x50", 50)):
         findings.bars[f"shared.read.{what}.p{percent}_us"] = latencies[what].at(percent)
     return findings
+
+
+def plain_loop(steps: int) -> int:
+    """Says how quick the core was: it takes 1.4 times as long where the core's other thread is in use, by whomever."""
+    total = 0
+    for i in range(steps):
+        total += i
+    return total
 
 
 def floor_of_gather(entities: int, calls: int, core: int) -> Latency:

@@ -21,7 +21,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from ._core.plan import PlansAtHand
+from ._core.plan import ReadsAtHand
 from .applied import NOTHING
 from .definitions import definitions_from_list
 from .errors import ReadOnly, StorageError
@@ -31,7 +31,6 @@ from .store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from ._core.arena import Arena
@@ -45,14 +44,10 @@ MAPPING_SECONDS: Final = 0.5  # between two looks at whether the arena has grown
 POLL_SECONDS: Final = 2e-4
 
 
-class AttachedStore(Store):
-    """The store of the server that shares its memory under `name`.
-
-    at_hand: the plans of services that were asked for, for reads of now without anything around them.
-    """
+class AttachedStore(ReadsAtHand, Store):
+    """The store of the server that shares its memory under `name`."""
 
     _arena: Arena
-    at_hand: PlansAtHand
 
     def __init__(self, name: str, clock: Callable[[], int] | None = None) -> None:
         super().__init__(1 << 20, clock)
@@ -82,7 +77,7 @@ class AttachedStore(Store):
         self._put(now)
         self._catalogue_at = catalogue_at
         self._owner = owner
-        self.at_hand = PlansAtHand(arena, catalogue_at, self._plans)
+        self.at_hand.turn_to(arena, catalogue_at, self._plans)
 
     def _follow(self) -> None:
         """Move to what is there now. Keeps what it has where there is nothing newer that can be read yet."""
@@ -142,39 +137,22 @@ class AttachedStore(Store):
         self._look()
         return super().get_online_features(features, entity_rows, as_of=as_of, known_at=known_at, receipt=receipt)
 
-    def get_feature_vector(
+    def _vector(
         self,
         features: Features,
         entity_row: Mapping[str, object],
-        *,
-        as_of: Moment = None,
-        known_at: Moment = None,
-        out: NDArray[np.float64] | None = None,
-    ) -> NDArray[np.float64]:
-        """As Store.get_feature_vector."""
-        if as_of is None and known_at is None:
-            answer = self.at_hand.vector(features, entity_row, out)
-            if answer is not None:
-                return answer
-        self._look()
-        return super().get_feature_vector(features, entity_row, as_of=as_of, known_at=known_at, out=out)
-
-    def get_feature_vectors(
-        self,
-        features: Features,
-        entity_rows: EntityRows,
-        *,
-        as_of: Moment = None,
-        known_at: Moment = None,
-        out: NDArray[Any] | None = None,
+        as_of: Moment,
+        known_at: Moment,
+        out: NDArray[Any] | None,
     ) -> NDArray[Any]:
-        """As Store.get_feature_vectors."""
-        if as_of is None and known_at is None:
-            answer = self.at_hand.matrix(features, entity_rows, out)
-            if answer is not None:
-                return answer
         self._look()
-        return super().get_feature_vectors(features, entity_rows, as_of=as_of, known_at=known_at, out=out)
+        return Store.get_feature_vector(self, features, entity_row, as_of=as_of, known_at=known_at, out=out)
+
+    def _vectors(
+        self, features: Features, entity_rows: EntityRows, as_of: Moment, known_at: Moment, out: NDArray[Any] | None
+    ) -> NDArray[Any]:
+        self._look()
+        return Store.get_feature_vectors(self, features, entity_rows, as_of=as_of, known_at=known_at, out=out)
 
     def info(self) -> dict[str, Any]:
         """As Store.info, and of what is shared: name, generation, position, is_stale."""
@@ -198,7 +176,7 @@ class AttachedStore(Store):
         """Let go of the arena once the last read ends."""
         self._is_closed.set()
         with self._following:  # whoever is about to move to another arena ends first
-            self.at_hand = PlansAtHand(None, 0, {})
+            self.at_hand.turn_to(None, 0, {})
             super().close()
 
 

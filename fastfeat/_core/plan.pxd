@@ -79,3 +79,9 @@ cdef class PlansAtHand:
     cdef dict plans
 
     cdef object find(self, object features)
+    cpdef object vector(self, object features, object entity_row, object out)
+    cpdef object matrix(self, object features, object entity_rows, object out)
+
+
+cdef class ReadsAtHand:
+    cdef readonly PlansAtHand at_hand

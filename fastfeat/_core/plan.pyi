@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,36 @@ Columns = list[tuple[npt.NDArray[np.uint8], npt.NDArray[Any], npt.NDArray[np.uin
 class PlansAtHand:
     """An attached store's plans, by the names of services, for as long as its arena holds what they were made of."""
 
-    def __init__(self, arena: Arena | None, catalogue_at: int, plans: dict[object, Any]) -> None: ...
+    def turn_to(self, arena: Arena | None, catalogue_at: int, plans: dict[object, Any]) -> None: ...
     def vector(
         self, features: object, entity_row: Mapping[str, object], out: npt.NDArray[np.float64] | None
     ) -> npt.NDArray[np.float64] | None: ...
     def matrix(self, features: object, entity_rows: Any, out: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None: ...
+
+class ReadsAtHand:
+    """For a class to inherit: its reads of vectors by the plans at hand, else by its own `_vector` and `_vectors`."""
+
+    @property
+    def at_hand(self) -> PlansAtHand: ...
+    def read_by(self, at_hand: PlansAtHand) -> None: ...
+    def get_feature_vector(
+        self,
+        features: Any,
+        entity_row: Mapping[str, object],
+        *,
+        as_of: datetime | int | None = None,
+        known_at: datetime | int | None = None,
+        out: npt.NDArray[Any] | None = None,
+    ) -> npt.NDArray[Any]: ...
+    def get_feature_vectors(
+        self,
+        features: Any,
+        entity_rows: Any,
+        *,
+        as_of: datetime | int | None = None,
+        known_at: datetime | int | None = None,
+        out: npt.NDArray[Any] | None = None,
+    ) -> npt.NDArray[Any]: ...
 
 class Plan:
     """Features of one or more tables, read together."""

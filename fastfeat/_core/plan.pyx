@@ -869,32 +869,67 @@ cdef uint8_t* out_bin(Writer* out, size_t size) except NULL:
 cdef class PlansAtHand:
     """An attached store's plans, by the names of services, for as long as its arena holds what they were made of.
 
-    arena, catalogue_at: which one, as Arena.is_current has it; None: there is none. plans: the store's own cache, in
-    which plans come to lie once the long way has made them.
-
     A read that takes a microsecond is made of this and of the plan, and nothing between.
     """
 
-    def __cinit__(self, Arena arena, uint64_t catalogue_at, dict plans not None):
-        self.arena = arena
-        self.catalogue_at = catalogue_at
-        self.plans = plans
+    def turn_to(self, Arena arena, uint64_t catalogue_at, dict plans not None):
+        """From now on they are of this arena, as Arena.is_current has it; None: there is none.
+
+        plans: the store's own cache, in which plans come to lie once the long way has made them.
+        """
+        # Freed only once all three are new: what frees them may let another thread read.
+        before = self.arena, self.plans
+        self.arena, self.catalogue_at, self.plans = arena, catalogue_at, plans
+        del before
 
     cdef object find(self, object features):
         if type(features) is not str or self.arena is None or not self.arena.is_current(self.catalogue_at):
             return None
         return self.plans.get(features)
 
-    def vector(self, features, entity_row, out):
+    cpdef object vector(self, object features, object entity_row, object out):
         """The plan's vector of now; None: no such plan is at hand."""
         plan = self.find(features)
         if type(plan) is Plan:
             return (<Plan>plan).read_vector(entity_row, None, None, out)
         return None if plan is None else plan.vector(entity_row, None, None, out)
 
-    def matrix(self, features, entity_rows, out):
+    cpdef object matrix(self, object features, object entity_rows, object out):
         """The plan's matrix of now; None: no such plan is at hand."""
         plan = self.find(features)
         if type(plan) is Plan:
             return (<Plan>plan).read_matrix(entity_rows, None, None, out, None)
         return None if plan is None else plan.matrix(entity_rows, None, None, out)
+
+
+cdef class ReadsAtHand:
+    """For a class to inherit: its reads of vectors by the plans at hand, else by its own `_vector` and `_vectors`."""
+
+    def __cinit__(self, *_, **__):
+        self.at_hand = PlansAtHand()
+
+    def read_by(self, PlansAtHand at_hand not None):
+        """From now on by these plans."""
+        self.at_hand = at_hand
+
+    def get_feature_vector(self, features, entity_row, *, as_of=None, known_at=None, out=None):
+        """As Store.get_feature_vector."""
+        if as_of is None and known_at is None:
+            try:
+                answer = self.at_hand.vector(features, entity_row, out)
+                if answer is not None:
+                    return answer
+            except BeforeHistory:         # of rows that memory no longer has
+                pass
+        return self._vector(features, entity_row, as_of, known_at, out)
+
+    def get_feature_vectors(self, features, entity_rows, *, as_of=None, known_at=None, out=None):
+        """As Store.get_feature_vectors."""
+        if as_of is None and known_at is None:
+            try:
+                answer = self.at_hand.matrix(features, entity_rows, out)
+                if answer is not None:
+                    return answer
+            except BeforeHistory:
+                pass
+        return self._vectors(features, entity_rows, as_of, known_at, out)

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from .._core.plan import ReadsAtHand
 from ..attached import AttachedStore
 from ..errors import BeforeHistory, ConnectFailed
 from ..shared import writer_socket
@@ -47,11 +48,12 @@ def socket_url(name: str) -> str:
     return f"fastfeat+unix://{quote(writer_socket(name))}"
 
 
-class SharedClient(Client):
+class SharedClient(ReadsAtHand, Client):
     """A Client that reads from the server's memory. Options as Client's; raises StorageError: no such arena."""
 
     def __init__(self, url: str, **options: Any) -> None:
         self.store = AttachedStore(name_in(url))
+        self.read_by(self.store.at_hand)
         super().__init__(socket_url(self.store.name), **options)
 
     def _begin(self) -> None:
@@ -67,43 +69,31 @@ class SharedClient(Client):
         """True while the server is gone: reads are of its last state."""
         return self.store.is_stale
 
-    def get_feature_vector(
+    def _vector(
         self,
         features: FeatureList,
         entity_row: Mapping[str, object],
-        *,
-        as_of: Moment = None,
-        known_at: Moment = None,
-        out: NDArray[Any] | None = None,
+        as_of: Moment,
+        known_at: Moment,
+        out: NDArray[Any] | None,
     ) -> NDArray[Any]:
-        """As Client.get_feature_vector."""
         try:
-            if as_of is None and known_at is None:
-                answer = self.store.at_hand.vector(features, entity_row, out)
-                if answer is not None:
-                    return answer
             return self.store.get_feature_vector(features, entity_row, as_of=as_of, known_at=known_at, out=out)
         except BeforeHistory:
-            return super().get_feature_vector(features, entity_row, as_of=as_of, known_at=known_at, out=out)
+            return Client.get_feature_vector(self, features, entity_row, as_of=as_of, known_at=known_at, out=out)
 
-    def get_feature_vectors(
+    def _vectors(
         self,
         features: FeatureList,
         entity_rows: EntityRows,
-        *,
-        as_of: Moment = None,
-        known_at: Moment = None,
-        out: NDArray[Any] | None = None,
+        as_of: Moment,
+        known_at: Moment,
+        out: NDArray[Any] | None,
     ) -> NDArray[Any]:
-        """As Client.get_feature_vectors."""
         try:
-            if as_of is None and known_at is None:
-                answer = self.store.at_hand.matrix(features, entity_rows, out)
-                if answer is not None:
-                    return answer
             return self.store.get_feature_vectors(features, entity_rows, as_of=as_of, known_at=known_at, out=out)
         except BeforeHistory:
-            return super().get_feature_vectors(features, entity_rows, as_of=as_of, known_at=known_at, out=out)
+            return Client.get_feature_vectors(self, features, entity_rows, as_of=as_of, known_at=known_at, out=out)
 
     def get_online_features(
         self,
