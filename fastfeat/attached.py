@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ._core.plan import ReadsAtHand
 from .applied import NOTHING
 from .definitions import definitions_from_list
-from .errors import ReadOnly, StorageError
+from .errors import ReadOnly, SchemaError, StorageError
 from .shared import Catalogue, attach, has_arena
 from .store import Store
 
@@ -56,16 +56,17 @@ class AttachedStore(ReadsAtHand, Store):
         self._has_moved = False
         self._next_look = 0.0
         self._is_closed = threading.Event()
-        self._catalogue_at = 0
+        self._catalogue_word = 0
         self._owner = 0
         self._attach(*attach(name))
+        _attached.add(self)
         thread = threading.Thread(target=map_pages, args=(weakref.ref(self), self._is_closed), daemon=True)
         thread.start()
 
     def _attach(self, arena: Arena, owner: int) -> None:
         """Read from this user's arena from now on, by what its catalogue says."""
-        # Why the offset first: a catalogue published in between is then met again, not missed.
-        catalogue_at, catalogue = arena.catalogue_at, Catalogue.of(arena)
+        # Why the word first: a catalogue published in between is then met again, not missed.
+        word, catalogue = arena.catalogue_word, Catalogue.of(arena)
         check_functions(catalogue, owner, self.name)
         before, self._definitions = self._definitions, NOTHING
         was, self._arena = self._arena, arena
@@ -75,21 +76,24 @@ class AttachedStore(ReadsAtHand, Store):
             self._definitions, self._arena = before, was
             raise
         self._put(now)
-        self._catalogue_at = catalogue_at
+        self._catalogue_word = word
         self._owner = owner
-        self.at_hand.turn_to(arena, catalogue_at, self._plans)
+        self.at_hand.turn_to(arena, word, self._plans)
 
     def _follow(self) -> None:
         """Move to what is there now. Keeps what it has where there is nothing newer that can be read yet."""
         with self._following:
-            arena = self._open_arena()
-            if arena.is_current(self._catalogue_at) or time.monotonic() < self._next_look:
+            arena = self._arena
+            if arena is None or time.monotonic() < self._next_look:
                 return
-            if arena.superseded and not has_arena(self.name):  # its store ended, and none has its name yet
+            is_replaced = arena.superseded or arena.is_removed
+            if not is_replaced and arena.is_current(self._catalogue_word):
+                return
+            if is_replaced and not has_arena(self.name):  # its store ended, and none has its name yet
                 return
             try:
-                self._attach(*(attach(self.name) if arena.superseded else (arena, self._owner)))
-            except StorageError:
+                self._attach(*(attach(self.name) if is_replaced else (arena, self._owner)))
+            except (SchemaError, StorageError):
                 self._next_look = time.monotonic() + LOOK_SECONDS
                 return
             self._next_look = 0.0
@@ -97,13 +101,14 @@ class AttachedStore(ReadsAtHand, Store):
 
     def _look(self) -> None:
         """Before every read: is what it reads still the newest?"""
-        if not self._open_arena().is_current(self._catalogue_at):
+        if not self._open_arena().is_current(self._catalogue_word):
             self._follow()
 
     def follow(self) -> bool:
         """True where definitions or generation changed since the last call: plans made before work on, on what was."""
         self._look()
-        moved, self._has_moved = self._has_moved, False
+        with self._following:  # the thread that maps pages may be moving
+            moved, self._has_moved = self._has_moved, False
         return moved
 
     @property
@@ -180,6 +185,18 @@ class AttachedStore(ReadsAtHand, Store):
             super().close()
 
 
+_attached: weakref.WeakSet[AttachedStore] = weakref.WeakSet()
+
+
+def renew_locks() -> None:
+    """In a child of fork: a thread that it does not have may have been moving."""
+    for store in list(_attached):
+        store._following = threading.Lock()
+
+
+os.register_at_fork(after_in_child=renew_locks)
+
+
 def check_functions(catalogue: Catalogue, owner: int, name: str) -> None:
     """Raises StorageError: functions of on-demand features that another user wrote would run as this one's code."""
     if owner not in (0, os.geteuid()) and any(each["type"] == "on_demand" for each in catalogue.definitions):
@@ -190,11 +207,18 @@ def check_functions(catalogue: Catalogue, owner: int, name: str) -> None:
 
 
 def map_pages(reference: weakref.ref[AttachedStore], is_closed: threading.Event) -> None:
-    """Map what the writer has filled, bit by bit: a first read of a page costs more than all the rest of it."""
+    """Map what the writer has filled, bit by bit: a first read of a page costs more than all the rest of it.
+
+    And move to another arena where nobody reads: an old one would keep its memory. That of a directory that somebody
+    removed says nothing of its end; only its file does.
+    """
     mapped, generation = 0, 0
     while True:
         store = reference()
-        arena = None if store is None else store._arena
+        if store is None:
+            return
+        store._follow()
+        arena = store._arena
         if arena is None:
             return
         if arena.generation != generation:

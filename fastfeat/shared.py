@@ -26,6 +26,7 @@ import json
 import os
 import shutil
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = "/dev/shm"
 ATTEMPTS: Final = 20  # to find files that a new writer is replacing at this moment
+GENERATION_MAX: Final = 1 << 62  # far from what a word holds: a number in LOCK may be anything
 NAME_MAX: Final = 64
 PAGE: Final = 4096
 TIDY_SECONDS: Final = 0.2  # between two looks at who is inside
@@ -83,15 +85,27 @@ class Sharing:
         self._thread: threading.Thread | None = None
         self._lock_fd = -1
         self._claim()
+        _sharings.add(self)
+
+    @property
+    def is_writer(self) -> bool:
+        """False once it is closed, and in a child of fork: the name, and what lies under it, are the parent's."""
+        return self._lock_fd >= 0
 
     def create(self, capacity_bytes: int, seed: bytes | None = None) -> Arena:
-        """A new arena, not yet found by readers. Raises StorageError, DataError."""
-        before = {current_generation(self.directory), self._last_generation(), *self._generations()}
-        self.generation = max(before) + 1
+        """A new arena, not yet found by readers. Raises StorageError, DataError.
+
+        What writers left that ended before theirs was found goes first: it would keep its memory for ever.
+        """
+        shown, there = current_generation(self.directory), self._generations()
+        self.generation = max({shown, self._last_generation(), *there}) + 1
+        for generation in there - {shown}:
+            self._retire(generation, self.generation)
         with ExitStack() as closing:
-            files = [self._new_file("arena", 0o640), self._new_file("readers", 0o660)]
-            for fd in files:
-                closing.callback(os.close, fd)
+            files = []
+            for kind, mode in (("arena", 0o640), ("readers", 0o660)):
+                files.append(self._new_file(kind, mode))
+                closing.callback(os.close, files[-1])
             return Arena(capacity_bytes, seed, fd=files[0], readers_fd=files[1], generation=self.generation)
 
     def resume(self, state: dict[str, Any], capacity_bytes: int) -> tuple[Arena, Catalogue] | None:
@@ -103,7 +117,7 @@ class Sharing:
             if (
                 owner != os.geteuid()
                 or not there.is_clean
-                or catalogue.state != state
+                or catalogue.state != {**state, "boot": boot_id()}
                 or there.capacity != capacity_bytes & -PAGE
             ):
                 return None
@@ -122,7 +136,7 @@ class Sharing:
     ) -> None:
         """Put what there is now into the arena. Raises StorageError: no room."""
         places = {name: (table.header_at, table.fingerprint) for name, table in tables.items()}
-        arena.publish(Catalogue(definitions, places, state or {}).pack())
+        arena.publish(Catalogue(definitions, places, {**state, "boot": boot_id()} if state else {}).pack())
         for table in tables.values():
             table.is_kept = True
 
@@ -170,6 +184,8 @@ class Sharing:
         if self._lock_fd < 0:
             return
         try:
+            if not self._is_ours():
+                return
             shown = current_generation(self.directory)
             if self._is_installed and not is_kept:
                 os.unlink(os.path.join(self.directory, "current"))
@@ -183,11 +199,20 @@ class Sharing:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
+    def _is_ours(self) -> bool:
+        """False where the directory was removed, and perhaps made anew by another writer, which has its own lock."""
+        try:
+            return os.path.samestat(os.stat(os.path.join(self.directory, "LOCK")), os.fstat(self._lock_fd))
+        except OSError:
+            return False
+
     def _claim(self) -> None:
         """Be the one writer of this name."""
         try:
             os.makedirs(self.directory, mode=0o750, exist_ok=True)
             os.chown(self.directory, -1, self._gid)
+            if self._gid >= 0:
+                os.chmod(self.directory, 0o750)  # whatever the umask is
             fd = os.open(os.path.join(self.directory, "LOCK"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StorageError(f"{self.directory} can't hold a shared arena: {error.strerror}") from None
@@ -201,13 +226,20 @@ class Sharing:
         self._lock_fd = fd
 
     def _retire(self, generation: int, heir: int) -> None:
-        """Tell who reads an arena which to look for, then give its files back; what is mapped stays until let go of."""
-        with suppress(OSError, StorageError):
+        """Tell who reads an arena which to look for, then give its files back; what is mapped stays until let go of.
+
+        Whom it can't tell, as files are all in use, it leaves them: the next writer tries again.
+        """
+        try:
             fd = os.open(self._path("arena", generation), os.O_RDWR | os.O_CLOEXEC)
             try:
                 supersede(fd, heir)
             finally:
                 os.close(fd)
+        except FileNotFoundError:
+            pass
+        except (OSError, StorageError):
+            return
         self._unlink(generation)
 
     def _unlink(self, generation: int) -> None:
@@ -219,8 +251,12 @@ class Sharing:
         path = self._path(kind, self.generation)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-            os.fchmod(fd, mode)  # whatever the umask is
-            os.fchown(fd, -1, self._gid)
+            try:
+                os.fchmod(fd, mode)  # whatever the umask is
+                os.fchown(fd, -1, self._gid)
+            except OSError:
+                os.close(fd)
+                raise
         except OSError as error:
             raise StorageError(f"{path} can't be made: {error.strerror}") from None
         return fd
@@ -231,7 +267,7 @@ class Sharing:
     def _last_generation(self) -> int:
         """Of the last writer that closed: numbers grow also where no file of it is left. 0: there is none."""
         try:
-            return int(os.pread(self._lock_fd, 32, 0))
+            return min(int(os.pread(self._lock_fd, 32, 0)), GENERATION_MAX)
         except ValueError:
             return 0
 
@@ -242,6 +278,20 @@ class Sharing:
             if kind in ("arena", "readers") and number.isdigit():
                 found.add(int(number))
         return found
+
+
+_sharings: weakref.WeakSet[Sharing] = weakref.WeakSet()
+
+
+def let_go_in_child() -> None:
+    """Why: while it has the lock's file open, the name can't be claimed after its parent's death."""
+    for sharing in list(_sharings):
+        if sharing._lock_fd >= 0:
+            os.close(sharing._lock_fd)
+            sharing._lock_fd = -1
+
+
+os.register_at_fork(after_in_child=let_go_in_child)
 
 
 def attach(name: str) -> tuple[Arena, int]:
@@ -273,6 +323,17 @@ def open_arena(directory: str, generation: int, *, is_resumed: bool = False) -> 
         raise StorageError(
             f"{error.filename} may not be read by this user; serve with --group and a group that it is in"
         ) from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"the shared arena in {directory} can't be opened: {error.strerror}") from None
+
+
+def boot_id() -> str:
+    """Of this run of the machine: what lies on a disk may have lost pages when another one ended."""
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+    return ""
 
 
 def has_arena(name: str) -> bool:

@@ -848,10 +848,14 @@ class Store:
         if self._sharing is None:
             return
         self._sharing.rest()
-        if is_whole and self._storage is not None and self._is_left():
-            self._publish(self._storage.state())
-            self._open_arena().let_go()
-        self._sharing.close(is_kept=self._storage is not None)
+        try:
+            if is_whole and self._sharing.is_writer and self._storage is not None and self._is_left():
+                self._publish(self._storage.state())
+                self._open_arena().let_go()
+        except StorageError:
+            pass  # no room, or no file to be had, for what the next start would know it by: it builds a new one
+        finally:
+            self._sharing.close(is_kept=self._storage is not None)
 
     def _open_arena(self) -> Arena:
         if self._arena is None:

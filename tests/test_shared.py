@@ -40,6 +40,7 @@ from fastfeat import (
     Store,
     UnknownView,
     connect,
+    shared,
 )
 from fastfeat._core.arena import Arena
 from fastfeat._core.plan import Plan
@@ -600,6 +601,225 @@ def test_what_is_no_number_in_the_lock_counts_as_none(name: str) -> None:
             assert store.info()["shared"]["generation"] == generation
 
 
+# --- what goes wrong in between
+
+WRITER = """
+import os, sys, time
+from fastfeat import Entity, FeatureView, Field, Store
+user = Entity("user", {"user_id": "int64"})
+store = Store(64 << 20, shared=sys.argv[1])
+store.apply(FeatureView("latest", user, [Field("number", "float64")], keep="latest"))
+store.push("latest", [{"user_id": 1, "event_timestamp": 1, "number": 1.0}])
+"""
+NUMBER = FeatureView("latest", USER, [Field("number", "float64")], keep="latest")
+
+
+@contextmanager
+def other_writer(name: str, code: str = "") -> Iterator[subprocess.Popen[str]]:
+    """Another process that has a store of this name, and then does what `code` says and sleeps; killed at the end."""
+    text = f"{WRITER}{code}\nprint('ready', flush=True)\ntime.sleep(1000)\n"
+    process = subprocess.Popen([sys.executable, "-c", text, name], stdout=subprocess.PIPE, text=True)
+    try:
+        assert line(process) == "ready"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def number(store: Any) -> float:
+    return float(store.get_feature_vector(["latest:number"], {"user_id": 1})[0])
+
+
+def test_two_definitions_between_two_looks_are_both_seen(name: str, store: Store) -> None:
+    """The second catalogue lies where the one before the first did."""
+    with AttachedStore(name) as other:
+        for round_number in range(4):
+            store.apply(FeatureService(f"a{round_number}", [LATEST["number"]]))
+            store.apply(FeatureService(f"b{round_number}", [WHOLE["number"]]))
+            assert other.follow()
+            for kind in "ab":
+                assert np.isnan(other.get_feature_vector(f"{kind}{round_number}", {"user_id": 1})).all()
+
+
+def test_what_never_was_found_goes_before_another_is_made(name: str) -> None:
+    """Else each start that dies as it recovers would keep as much memory as it had filled."""
+    Path(name).mkdir()
+    for generation in (3, 5):
+        (Path(name) / f"arena.{generation}").write_bytes(bytes(4096))
+        (Path(name) / f"readers.{generation}").touch()
+    sharing = shared.Sharing(name)
+    sharing.create(CAPACITY)
+    assert sorted(file.name for file in Path(name).iterdir()) == ["LOCK", "arena.6", "readers.6"]
+    sharing.close(is_kept=False)
+
+
+def test_readers_that_could_not_be_told_are_told_by_the_next_writer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, generation: int) -> None:
+        raise StorageError("the system refused")
+
+    with other_writer(name) as process:
+        reader = AttachedStore(name)
+        process.kill()
+        process.wait()
+        with monkeypatch.context() as patched:
+            patched.setattr("fastfeat.shared.supersede", refuse)
+            Store(CAPACITY, shared=name).close()
+        assert (Path(name) / "arena.1").exists()
+        assert number(reader) == 1.0
+        with Store(CAPACITY, shared=name) as store:
+            store.apply(NUMBER)
+            store.push("latest", {"user_id": 1, "event_timestamp": 1, "number": 2.0})
+            assert number(reader) == 2.0
+            assert not (Path(name) / "arena.1").exists()
+        reader.close()
+
+
+def test_readers_of_a_removed_directory_move_by_themselves(tmp_path: Path, name: str) -> None:
+    """Whoever removes it, to give the memory back, says nothing to them; nobody reads meanwhile."""
+    with directory_store(tmp_path, name) as store:
+        store.apply(NUMBER)
+        store.push("latest", {"user_id": 1, "event_timestamp": 1, "number": 1.0})
+        reader = AttachedStore(name)
+    shutil.rmtree(name)
+    assert number(reader) == 1.0
+    with directory_store(tmp_path, name) as store:
+        store.push("latest", {"user_id": 1, "event_timestamp": 2, "number": 2.0})
+        until(lambda: not reader.is_stale)
+        assert number(reader) == 2.0
+    reader.close()
+
+
+def test_a_store_whose_directory_was_removed_leaves_the_next_ones_alone(name: str) -> None:
+    first = Store(CAPACITY, shared=name)
+    first.apply(NUMBER)
+    shutil.rmtree(name)
+    with Store(CAPACITY, shared=name) as second, AttachedStore(name) as reader:
+        second.apply(NUMBER)
+        first.close()
+        second.push("latest", {"user_id": 1, "event_timestamp": 1, "number": 2.0})
+        assert number(reader) == 2.0
+        assert (Path(name) / "current").exists()
+
+
+def test_a_reader_without_files_to_spare_keeps_what_it_has(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = os.open
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> int:
+        if "readers." in str(path) and not arguments[0] & os.O_CREAT:
+            raise OSError(24, "Too many open files", path)
+        return really(path, *arguments, **options)
+
+    with other_writer(name) as process:
+        reader = AttachedStore(name)
+        process.kill()
+        process.wait()
+        with Store(CAPACITY, shared=name) as store:
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "open", refuse)
+                assert number(reader) == 1.0
+                with pytest.raises(StorageError, match="Too many open files"):
+                    AttachedStore(name)
+            store.apply(NUMBER)
+            until(lambda: np.isnan(number(reader)))
+        reader.close()
+
+
+CHILD_WITHOUT_FILES = """
+import os, resource, sys
+from fastfeat import StorageError
+from fastfeat.attached import AttachedStore
+store = AttachedStore(sys.argv[1])
+read = lambda: store.get_feature_vector(["latest:number"], {"user_id": 1})
+read()
+highest = max(map(int, os.listdir("/proc/self/fd")))
+files = [os.open("/dev/null", os.O_RDONLY) for _ in range(highest)]
+resource.setrlimit(resource.RLIMIT_NOFILE, (max(files) + 1, 10_000))
+child = os.fork()
+if child == 0:
+    try:
+        read()
+    except StorageError as error:
+        said = str(error)
+    store.close()
+    del store
+    os._exit(7 if "could not open the reader table" in said else 8)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), read()[0])
+"""
+
+
+def test_a_child_that_has_no_file_to_spare_is_told_so(name: str) -> None:
+    with other_writer(name):
+        words = [sys.executable, "-c", CHILD_WITHOUT_FILES, name]
+        said = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout
+    assert said.split() == ["7", "1.0"]
+
+
+WITH_A_CHILD = """
+child = os.fork()
+if child == 0:
+    store.close()
+    time.sleep(1000)
+time.sleep(0.3)
+print(child, flush=True)
+"""
+
+
+def test_a_writers_child_neither_ends_the_arena_nor_keeps_its_name(name: str) -> None:
+    text = f"{WRITER}{WITH_A_CHILD}time.sleep(1000)\n"
+    process = subprocess.Popen([sys.executable, "-c", text, name], stdout=subprocess.PIPE, text=True)
+    child = int(line(process))
+    try:
+        with AttachedStore(name) as reader:
+            assert number(reader) == 1.0
+            assert not reader.is_stale
+            process.kill()
+            process.wait()
+            with Store(CAPACITY, shared=name) as store:
+                store.apply(NUMBER)
+                assert np.isnan(number(reader))
+    finally:
+        process.kill()
+        os.kill(child, signal.SIGKILL)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_an_arena_of_another_run_of_the_machine_is_not_taken_up(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name may be a path on a disk, which may have kept the header and lost the rows."""
+    generations = []
+    for boot in ("one", "one", "two"):
+        monkeypatch.setattr("fastfeat.shared.boot_id", lambda boot=boot: boot)
+        with directory_store(tmp_path, name) as store:
+            store.apply(NUMBER)
+            store.push("latest", {"user_id": 1, "event_timestamp": 1, "number": 1.0})
+            assert number(store) == 1.0
+            generations.append(store.info()["shared"]["generation"])
+    assert generations[0] == generations[1] < generations[2]
+
+
+def test_a_stop_that_can_not_leave_the_arena_in_order_is_a_stop(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = directory_store(tmp_path, name)
+    store.apply(NUMBER)
+    store.push("latest", {"user_id": 1, "event_timestamp": 1, "number": 1.0})
+
+    def refuse(*_: object) -> None:
+        raise StorageError("the arena has no room for a catalogue")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_publish", refuse)
+        store.close()
+    with directory_store(tmp_path, name) as again:
+        assert number(again) == 1.0
+        assert again.info()["shared"]["generation"] > 1
+
+
 # --- what is refused
 
 
@@ -640,7 +860,7 @@ def test_a_damaged_catalogue_and_other_rows_are_refused(name: str, store: Store)
     arena.publish(text)
     path = next(Path(name).glob("arena.*"))
     with path.open("r+b") as file:
-        file.seek(arena.catalogue_at + 20)
+        file.seek((arena.catalogue_word & (1 << 46) - 1) + 20)
         file.write(b"\xff")
     with pytest.raises(StorageError, match="catalogue is damaged"):
         AttachedStore(name)

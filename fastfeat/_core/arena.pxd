@@ -20,7 +20,7 @@ cdef class Arena:
     cdef readonly bint is_reader  # another process writes it
     cdef ReaderSlots slots
     cdef list replaced            # catalogues that readers may still see: (epoch, offset, size)
-    cpdef bint is_current(self, uint64_t catalogue_at) noexcept
+    cpdef bint is_current(self, uint64_t catalogue_word) noexcept
     cdef make(self, bytes seed, uint64_t generation)
     cdef take_up(self)
 
@@ -41,6 +41,8 @@ cdef void heap_free(ArenaView* arena, HeapHeader* heap, uint64_t at, uint64_t si
 # Epochs.
 cdef int arena_try_pin(const ArenaView* arena) noexcept nogil
 cdef int arena_pin(const ArenaView* arena) noexcept nogil
+# Raises StorageError: it is not the slot of a pin.
+cdef int pin_check(const ArenaView* arena, int slot) except -1
 cdef bint arena_unpin(const ArenaView* arena, int slot) noexcept nogil
 cdef uint64_t epoch_advance(ArenaView* arena) noexcept nogil
 cdef uint64_t epoch_oldest_pin(ArenaView* arena) noexcept nogil

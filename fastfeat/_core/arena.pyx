@@ -35,7 +35,7 @@ from .atomics cimport (
 )
 from .layout cimport MAGIC, PAGE_SIZE, ArenaHeader, FreeExtent, HeapHeader
 from .layout import LAYOUT_VERSION
-from .readers cimport ReaderSlots, reader_pin, reader_try_pin, reader_unpin, readers_oldest_pin
+from .readers cimport READERS_LOST, ReaderSlots, reader_pin, reader_try_pin, reader_unpin, readers_oldest_pin
 
 cdef extern from "<fcntl.h>" nogil:
     int posix_fallocate(int fd, int64_t at, int64_t size)
@@ -44,6 +44,8 @@ cdef extern from "<sys/mman.h>" nogil:
     const int MAP_NORESERVE
     const int MADV_HUGEPAGE
     int madvise(void* at, size_t size, int advice)
+
+cdef uint64_t CATALOGUE_PLACE = (<uint64_t>1 << 46) - 1   # of the header's word; an arena has less
 
 cdef enum:
     SMALL_MAX = 1024              # classes of 8 B up to here, four per doubling above
@@ -216,6 +218,11 @@ cdef class Arena:
         return atomic_load_u64(&self.view.header.superseded)
 
     @property
+    def is_removed(self):
+        """True once no name leads to its file any more: who opens it next finds another, or none."""
+        return self.is_shared and os.fstat(self.view.fd).st_nlink == 0
+
+    @property
     def position(self):
         """Writes before it are visible."""
         return atomic_load_u64(&self.view.header.position)
@@ -225,20 +232,25 @@ cdef class Arena:
         atomic_store_u64(&self.view.header.position, position)
 
     @property
-    def catalogue_at(self):
-        """Changes with every catalogue; 0: there is none yet."""
-        return atomic_load_u64(&self.view.header.catalogue_at)
+    def catalogue_word(self):
+        """Where the catalogue lies, in the low 46 bits, and its number; 0: there is none yet.
 
-    cpdef bint is_current(self, uint64_t catalogue_at) noexcept:
-        """True while nothing took this arena's place, nor that of the catalogue at this offset."""
+        Why a number: the place alone comes back with the catalogue after the next, and who looked at neither in between
+        would miss both.
+        """
+        return atomic_load_u64(&self.view.header.catalogue)
+
+    cpdef bint is_current(self, uint64_t catalogue_word) noexcept:
+        """True while nothing took this arena's place, nor that of this catalogue."""
         return atomic_load_u64(&self.view.header.superseded) == 0 and (
-            atomic_load_u64(&self.view.header.catalogue_at) == catalogue_at
+            atomic_load_u64(&self.view.header.catalogue) == catalogue_word
         )
 
     @property
     def catalogue(self):
         """The bytes that `publish` was given last; empty where there are none. Raises StorageError: damaged."""
         cdef uint64_t at
+        cdef uint64_t end
         cdef uint64_t size
         cdef uint64_t digest
         cdef int slot
@@ -247,11 +259,13 @@ cdef class Arena:
             text, digest = b"", 0
             with nogil:
                 slot = arena_pin(&self.view)
-            at = atomic_load_u64(&self.view.header.catalogue_at)
-            if 0 < at <= self.view.limit - CATALOGUE_HEAD:
+            pin_check(&self.view, slot)
+            at = atomic_load_u64(&self.view.header.catalogue) & CATALOGUE_PLACE
+            end = arena_end(&self.view)
+            if 0 < at <= end - CATALOGUE_HEAD:
                 size = (<uint64_t*>(self.view.base + at))[0]
                 digest = (<uint64_t*>(self.view.base + at))[1]
-                size = min(size, self.view.limit - at - CATALOGUE_HEAD)
+                size = min(size, end - at - CATALOGUE_HEAD)
                 text = (<const char*>(self.view.base + at + CATALOGUE_HEAD))[:size]
             is_whole = arena_unpin(&self.view, slot)
         if at and digest_of(text) != digest:
@@ -262,14 +276,15 @@ cdef class Arena:
         """Put a catalogue in the place of the one before. Raises StorageError: there is no room."""
         cdef uint64_t size = len(catalogue)
         cdef uint64_t at = extent_alloc(&self.view, CATALOGUE_HEAD + size, True)
-        cdef uint64_t old = self.view.header.catalogue_at
+        cdef uint64_t word = self.view.header.catalogue
+        cdef uint64_t old = word & CATALOGUE_PLACE
         cdef uint64_t oldest
         if at == 0:
             raise StorageError(f"the arena has no room for a catalogue of {size} B; raise capacity_bytes")
         (<uint64_t*>(self.view.base + at))[0] = size
         (<uint64_t*>(self.view.base + at))[1] = digest_of(catalogue)
         memcpy(self.view.base + at + CATALOGUE_HEAD, <const char*>catalogue, size)
-        atomic_store_u64(&self.view.header.catalogue_at, at)
+        atomic_store_u64(&self.view.header.catalogue, (word & ~CATALOGUE_PLACE) + CATALOGUE_PLACE + 1 | at)
         if old:
             size = CATALOGUE_HEAD + (<uint64_t*>(self.view.base + old))[0]
             self.replaced.append((epoch_advance(&self.view), old, size))
@@ -344,9 +359,9 @@ cdef class Arena:
 def supersede(int fd, uint64_t generation):
     """Tell the readers of the arena in this file, open for writing, which one is there in its place, or will be."""
     cdef void* base
-    # Its writer may have died before it had a header, and a store to a page that isn't there is a signal.
+    # Its writer may have died before it had a header: then nobody reads it, and a store to it would be a signal.
     if os.fstat(fd).st_size < PAGE_SIZE or posix_fallocate(fd, 0, PAGE_SIZE):
-        raise StorageError("the old arena has no header: nobody reads it")
+        return
     base = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
     if base == MAP_FAILED:
         raise StorageError("the system refused to map the old arena's header")
@@ -595,6 +610,14 @@ cdef int arena_try_pin(const ArenaView* arena) noexcept nogil:
 
 cdef int arena_pin(const ArenaView* arena) noexcept nogil:
     return reader_pin(arena.readers, &arena.header.epoch)
+
+
+cdef int pin_check(const ArenaView* arena, int slot) except -1:
+    if slot >= 0:
+        return 0
+    if arena.readers.fd == READERS_LOST:
+        raise StorageError("this process was forked and could not open the reader table: attach anew, with files to spare")
+    raise StorageError("every slot of readers is taken, for seconds: let other processes detach, or read with fewer threads")
 
 
 cdef bint arena_unpin(const ArenaView* arena, int slot) noexcept nogil:

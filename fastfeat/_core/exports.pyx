@@ -19,7 +19,7 @@ cimport numpy as cnp
 import numpy as np
 
 from ..errors import StorageError
-from .arena cimport arena_pin, arena_unpin
+from .arena cimport arena_pin, arena_unpin, pin_check
 from .atomics cimport atomic_load_u64
 from .builder cimport Vector, vector_add
 from .cells cimport PlanFeature, column_bytes, column_fixed, column_offsets, column_valid
@@ -286,6 +286,7 @@ def export_shards(Table table, uint32_t low, uint32_t high, uint64_t sequence_en
     cdef int pin
     with nogil:
         pin = arena_pin(&table.view.arena)
+    pin_check(&table.view.arena, pin)
     try:
         with nogil:
             for shard in range(low, high):
@@ -309,6 +310,7 @@ def export_keys(Table table, entity_rows, uint64_t sequence_end):
     request.keys(0, columns, request.columns_count, &keys)
     with nogil:
         pin = arena_pin(&table.view.arena)
+    pin_check(&table.view.arena, pin)
     try:
         add_keys(e, &table.view, &keys, sequence_end)
         return copied_out(e, table)

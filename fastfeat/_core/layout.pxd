@@ -51,7 +51,7 @@ cdef struct ArenaHeader:
     uint64_t epoch            # alone in its cache line
     uint64_t line_epoch[7]
     uint64_t superseded       # the generation that took this one's place or will, 0: none
-    uint64_t catalogue_at     # {size u64, digest u64, bytes}, 0: none
+    uint64_t catalogue        # offset of {size u64, digest u64, bytes} and, above its 46 bits, a number; 0: none
     uint64_t position         # writes before it are visible
     uint64_t line_readers[5]
 

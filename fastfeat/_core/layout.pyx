@@ -3,7 +3,7 @@
     ArenaHeader   256 B   at 0, alone in its page
       0  magic u64 | 8 layout u32, endian u32 | 16 reserved | 24 capacity | 32 seed 2 x u64 | 48 generation
      56  is_clean u32, lock u32 | 64 bump | 72 free_at | 80 used | 88 reserve | 96 backed | 104 pad
-    128  epoch | 136 pad | 192 superseded | 200 catalogue_at | 208 position | 216 pad
+    128  epoch | 136 pad | 192 superseded | 200 catalogue | 208 position | 216 pad
 
     ReaderTable           memory or a file of its own, as its writers may not write the arena
       0  magic u64 | 8 generation | 16 high u32, pad u32 | 24 pad | 64 ReaderSlot[1024], 64 B each
@@ -27,7 +27,7 @@ All offsets count from the arena's first byte. 0 is never a valid offset of anyt
 
 from .atomics cimport FF_IS_DEBUG
 
-LAYOUT_VERSION = 5
+LAYOUT_VERSION = 6
 IS_DEBUG = bool(FF_IS_DEBUG)
 
 

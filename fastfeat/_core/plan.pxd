@@ -49,7 +49,7 @@ cdef class Plan:
     cdef Answer begin(self, object as_of, object known_at)
     cdef int keys_ready(self, Answer answer) except -1
     cdef int windows_ready(self, Answer answer) except -1
-    cdef int pin(self) noexcept
+    cdef int pin(self) except -1
     cdef bint unpin(self, int pin) noexcept
     cdef bint fill_pinned(self, Answer answer, void* matrix, double* line, int pin) noexcept nogil
     cdef int fill(self, Answer answer, void* matrix, bint single) except -1
@@ -75,7 +75,7 @@ cdef class Plan:
 
 cdef class PlansAtHand:
     cdef Arena arena
-    cdef uint64_t catalogue_at
+    cdef uint64_t catalogue_word
     cdef dict plans
 
     cdef object find(self, object features)

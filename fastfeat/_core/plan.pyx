@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import BeforeHistory, DataError, StorageError, UnknownFeature
 from .aggregates cimport Deferred, WindowFunction, WindowScratch, image_put_double
-from .arena cimport arena_pin, arena_try_pin, arena_unpin
+from .arena cimport arena_pin, arena_try_pin, arena_unpin, pin_check
 from .cells cimport (
     PlanFeature, PlanRun, PlanView, PlanViewPart, Scratch, column_bytes, column_fixed, column_offsets, column_size,
     column_valid, copy_rows, read_group, value_write,
@@ -423,13 +423,14 @@ cdef class Plan:
         copy_rows(&self.view, &answer.scratch, count, 0, count, matrix, line)
         return self.unpin(pin)
 
-    cdef int pin(self) noexcept:
+    cdef int pin(self) except -1:
         """Enter the arena. Why without the GIL where all slots are taken: whoever is inside may need it to leave."""
         cdef const TableView* table = self.view.stored
         cdef int pin = arena_try_pin(&table.arena)
         if pin < 0:
             with nogil:
                 pin = arena_pin(&table.arena)
+            pin_check(&table.arena, pin)
         return pin
 
     cdef bint fill_pinned(self, Answer answer, void* matrix, double* line, int pin) noexcept nogil:
@@ -872,18 +873,18 @@ cdef class PlansAtHand:
     A read that takes a microsecond is made of this and of the plan, and nothing between.
     """
 
-    def turn_to(self, Arena arena, uint64_t catalogue_at, dict plans not None):
+    def turn_to(self, Arena arena, uint64_t catalogue_word, dict plans not None):
         """From now on they are of this arena, as Arena.is_current has it; None: there is none.
 
         plans: the store's own cache, in which plans come to lie once the long way has made them.
         """
         # Freed only once all three are new: what frees them may let another thread read.
         before = self.arena, self.plans
-        self.arena, self.catalogue_at, self.plans = arena, catalogue_at, plans
+        self.arena, self.catalogue_word, self.plans = arena, catalogue_word, plans
         del before
 
     cdef object find(self, object features):
-        if type(features) is not str or self.arena is None or not self.arena.is_current(self.catalogue_at):
+        if type(features) is not str or self.arena is None or not self.arena.is_current(self.catalogue_word):
             return None
         return self.plans.get(features)
 

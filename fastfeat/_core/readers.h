@@ -14,10 +14,11 @@
 #include <unistd.h>
 
 #define FF_OWN_MAX 128
+#define FF_LOST (-2)
 
 typedef struct Readers {
     void *table;
-    int fd;                  /* of the table's file; -1: a private table */
+    int fd;                  /* of the table's file; -1: a private table; FF_LOST: a child could not open it */
     uint32_t is_writer;      /* in the process that may write the arena */
     uint32_t lock;           /* of claiming */
     uint32_t own_count;
@@ -36,8 +37,9 @@ static void ff_in_child(void) {
     for (Readers *each = ff_readers; each != NULL; each = each->next) {
         int old = each->fd;
         snprintf(path, sizeof path, "/proc/self/fd/%d", old);
-        each->fd = open(path, O_RDWR | O_CLOEXEC);
-        close(old);
+        each->fd = old < 0 ? FF_LOST : open(path, O_RDWR | O_CLOEXEC);
+        if (old >= 0) close(old);
+        if (each->fd < 0) each->fd = FF_LOST;
         each->own_count = 0;
         each->is_writer = 0;
         each->lock = 0;

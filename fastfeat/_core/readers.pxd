@@ -11,12 +11,15 @@ cdef extern from "readers.h" nogil:
         uint32_t own_count
         uint16_t* own
 
+    enum:
+        READERS_LOST "FF_LOST"
+
 
 cdef inline ReaderTable* table_of(const Readers* readers) noexcept nogil:
     return <ReaderTable*>readers.table
 
 
-# In and out of a read. The slot taken, -1: none is free. unpin: False where the reader was expelled meanwhile; what it
+# In and out of a read. The slot taken, -1: none is free, for pin: nor was one for seconds, or never will be. unpin: False where the reader was expelled meanwhile; what it
 # read is worth nothing then.
 cdef int reader_try_pin(Readers* readers, const uint64_t* epoch) noexcept nogil
 cdef int reader_pin(Readers* readers, const uint64_t* epoch) noexcept nogil

@@ -28,6 +28,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 import os
 import time
@@ -57,6 +58,9 @@ cdef extern from "readers.h" nogil:
 
 cdef uint64_t EXPELLED = <uint64_t>1 << 63
 cdef int64_t WRITER_LOCK = 1 << 20    # the byte whose lock the writing process holds
+
+cdef enum:
+    WAIT_S = 10               # for a slot, where all are taken: whoever is inside stays for microseconds
 
 DEAD_AFTER_S = 0.1            # a pin of so long is looked at: may its owner be dead?
 EXPEL_AFTER_S = 2.0           # and so long is too long for anyone
@@ -131,13 +135,14 @@ cdef class ReaderSlots:
             raise MemoryError("no memory for a reader table")
 
     def __dealloc__(self):
-        if self.readers.fd >= 0:
+        if self.readers.fd == -1:
+            free(self.readers.table)
+        else:
             ff_readers_drop(&self.readers)
-            os.close(self.readers.fd)
+            if self.readers.fd >= 0:
+                os.close(self.readers.fd)
             if self.readers.table != NULL:
                 munmap(self.readers.table, self.size)
-        else:
-            free(self.readers.table)
         free(self.seen)
         free(self.since)
 
@@ -213,16 +218,27 @@ cdef int reader_try_pin(Readers* readers, const uint64_t* epoch) noexcept nogil:
 cdef int reader_pin(Readers* readers, const uint64_t* epoch) noexcept nogil:
     """Enter, after claiming a slot or waiting for one; not with the GIL, which a reader inside may need to leave."""
     cdef int slot = reader_try_pin(readers, epoch)
+    cdef int64_t until = 0
     while slot < 0:
         if not readers_claim(readers):
+            if readers.fd == READERS_LOST or until and monotonic_s() > until:
+                return -1
+            if until == 0:
+                until = monotonic_s() + WAIT_S
             sched_yield()                 # a processor for those inside, which may be many more than there are
         slot = reader_try_pin(readers, epoch)
     return slot
 
 
+cdef int64_t monotonic_s() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec
+
+
 cdef bint reader_unpin(Readers* readers, int slot) noexcept nogil:
     cdef uint64_t* pinned = &table_of(readers).slots[slot].pinned
-    if readers.fd < 0 or readers.is_writer:
+    if readers.fd == -1 or readers.is_writer:
         atomic_store_u64(pinned, 0)
         return True
     return (atomic_exchange_u64(pinned, 0) & EXPELLED) == 0 or ff_seeded_bug("unpin_ignores_expelled")
