@@ -6,8 +6,11 @@ What passes between the processes, in detail, is in tests/test_passing.py.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -24,7 +27,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from fastfeat_server import Config, writer
-from fastfeat_server.supervisor import Child
+from fastfeat_server.lifeline import READY, Lifeline
+from fastfeat_server.supervisor import RETRY_SECONDS, Child, Supervisor
+from fastfeat_server.worker import start_worker
 
 from fastfeat import Store, connect
 from fastfeat.client import Client
@@ -344,3 +349,141 @@ async def test_a_child_that_does_not_end_is_killed() -> None:
     await asyncio.wait_for(deaf.is_ready.wait(), SECONDS)
     await deaf.stop(0.05)
     assert deaf.ended.result() == -signal.SIGKILL
+
+
+# Too many open files, in this process --------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # those that are open stay so
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+class RestlessStore:
+    """follow() raises each of these once, and then finds that the writer is gone."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.is_stale = False
+
+    def follow(self) -> bool:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.is_stale = True
+        return False
+
+
+async def test_a_worker_looks_on_whatever_a_look_met(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fastfeat_server.worker.LOOK_SECONDS", 0.001)
+    unexpected: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unexpected.append(context["exception"]))
+    full, closed, wrong = OSError(errno.EMFILE, "too many open files"), FastFeatError("replaced"), ValueError("wrong")
+    worker = await start_worker(RestlessStore(full, closed, wrong), Config(), 7, [])
+    try:
+        async with asyncio.timeout(SECONDS):
+            while not worker.is_stale:
+                await asyncio.sleep(0.001)
+    finally:
+        await worker.stop()
+    assert caplog.messages == [f"worker 7: {error}" for error in (full, closed)]
+    assert unexpected == [wrong]
+
+
+async def test_a_connection_that_a_full_process_loses_is_closed_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    lifelines: asyncio.Queue[Lifeline] = asyncio.Queue()
+    taken: asyncio.Queue[socket.socket] = asyncio.Queue()
+    orphans: list[socket.socket] = []
+
+    def command(fd: int, _: bool) -> list[str]:
+        lifelines.put_nowait(Lifeline(os.dup(fd)))  # we hold it in the place of the process
+        return [sys.executable, "-S", "-c", "import signal; signal.pause()"]
+
+    several = Child("child", command, dict(os.environ), orphans.append)
+    with ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(3)]
+        for sock in sum(pairs, ()):
+            stack.enter_context(sock).setblocking(False)
+        (first, handed_first), (lost, handed_lost), (last, handed_last) = pairs
+        try:
+            async with asyncio.timeout(SECONDS):
+                with await lifelines.get() as lifeline:
+                    lifeline.tell(READY)
+                    await several.is_ready.wait()
+                    ended = asyncio.ensure_future(lifeline.ended(taken.put_nowait))
+                    try:
+                        assert several.hand_over(handed_first)
+                        taken_first = stack.enter_context(await taken.get())
+                        with no_more_files():
+                            assert several.hand_over(handed_lost)
+                            assert await asyncio.get_running_loop().sock_recv(lost, 1) == b""
+                        assert several.hand_over(handed_last)
+                        taken_last = stack.enter_context(await taken.get())
+                    finally:
+                        ended.cancel()
+                        await asyncio.wait([ended])
+        finally:
+            await several.stop(SECONDS)
+        assert orphans == []
+        for client, connection in ((first, taken_first), (last, taken_last)):
+            connection.send(b"alive")
+            assert client.recv(5) == b"alive"
+        assert handed_first.fileno() == handed_lost.fileno() == handed_last.fileno() == -1
+    assert caplog.messages == ["connections lost, as too many files are open: 1"]
+
+
+class FullListener(socket.socket):
+    """Cannot accept, for this error, while there is one."""
+
+    error = 0
+    calls = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self.calls += 1
+        if self.error:
+            raise OSError(self.error, os.strerror(self.error))
+        return super().accept()
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE])
+async def test_a_supervisor_that_cannot_accept_pauses_and_goes_on(
+    error: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = asyncio.get_running_loop()
+    unexpected: list[Any] = []
+    loop.set_exception_handler(lambda _, context: unexpected.append(context))
+    supervisor = Supervisor(Config(), lambda *_: [], lambda _: None)
+    accepted: asyncio.Queue[socket.socket] = asyncio.Queue()
+    monkeypatch.setattr(supervisor, "_hand_over", accepted.put_nowait)
+    with FullListener() as listener, socket.socket() as client, socket.socket() as late:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.setblocking(False)
+        listener.error = error
+        client.connect(listener.getsockname())
+        begun = loop.time()
+        loop.add_reader(listener, supervisor._accept, listener)
+        async with asyncio.timeout(SECONDS):
+            while listener.calls < 4:
+                await asyncio.sleep(0)
+            assert loop.time() - begun >= 3 * RETRY_SECONDS
+            assert [record.levelno for record in caplog.records] == [logging.WARNING] * listener.calls
+            assert {os.strerror(error) in message for message in caplog.messages} == {True}
+            listener.error = 0
+            with await accepted.get() as connection:
+                assert connection.getpeername() == client.getsockname()
+        listener.error = error
+        late.connect(listener.getsockname())
+        calls = listener.calls
+        while listener.calls == calls:
+            await asyncio.sleep(0)
+        supervisor._is_stopping = True
+        loop.remove_reader(listener)
+    await asyncio.sleep(2 * RETRY_SECONDS)  # which finds the listener closed
+    assert unexpected == []

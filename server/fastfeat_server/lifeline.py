@@ -4,19 +4,24 @@
     process <-- accepted connections ---- supervisor       open files, one with each byte
     process <-- end of the stream ------- supervisor, when it is gone, however it went
 
+A process at its limit of open files gets the byte alone: that connection is lost. TAKEN is told of it all the same, as
+the supervisor then closes what it kept of it, and the client sees its connection closed.
+
 Why a socket and not a signal at the parent's death: it is the same on every system, and tests can hold it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Self
 
+log = logging.getLogger("fastfeat.server")
 READY: Final = b"r"  # it answers
-TAKEN: Final = b"t"  # it has the oldest connection that it was handed
+TAKEN: Final = b"t"  # it has the oldest connection that it was handed, or has lost it
 FAILED: Final = b"f"  # it ends, and another one would not do better
 AT_ONCE: Final = 64  # connections in one receive
 
@@ -39,7 +44,7 @@ class Lifeline:
             self._socket.sendall(word)
 
     async def ended(self, handed: Callable[[socket.socket], object]) -> None:
-        """Calls `handed` with each connection that comes; returns when the supervisor is gone."""
+        """Calls `handed` with each connection that comes; returns when the supervisor is gone. Logs those lost."""
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
 
@@ -52,7 +57,9 @@ class Lifeline:
                 data, fds = b"", []
             for fd in fds:
                 handed(socket.socket(fileno=fd))
-                self.tell(TAKEN)
+            if lost := len(data) - len(fds):
+                log.warning("connections lost, as too many files are open: %d", lost)
+            self.tell(TAKEN * len(data))
             if not data and not ended.done():
                 ended.set_result(None)
 

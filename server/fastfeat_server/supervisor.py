@@ -14,6 +14,7 @@ Errors:   the first start of a process must succeed; a failed log ends everythin
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
@@ -32,7 +33,7 @@ log = logging.getLogger("fastfeat.server")
 QUICK_SECONDS: Final = 1.0  # a process that dies younger than this is started again more slowly
 BACKOFF_SECONDS: Final = 0.05
 BACKOFF_SECONDS_MAX: Final = 5.0
-RETRY_SECONDS: Final = 0.01  # between two looks at whether there is a worker
+RETRY_SECONDS: Final = 0.01  # between two looks at whether there is a worker, or an open file to spare
 KILL_SECONDS: Final = 2.0  # after the drain, for a worker to end
 
 
@@ -190,7 +191,7 @@ class Supervisor:
             self._children.append(Child(f"worker {index}", worker_command(index), environment, self._hand_over))
         if await self._all_ready(self._children, asked):
             for sock in sockets:
-                asyncio.get_running_loop().add_reader(sock, self._accept, sock)
+                self._listen(sock)
             self._ready([address_of(sock) for sock in sockets])
             await asyncio.wait([asked, *self._endings()], return_when=asyncio.FIRST_COMPLETED)
 
@@ -205,11 +206,22 @@ class Supervisor:
         await asyncio.gather(ready, return_exceptions=True)  # else the loop complains of what nobody looked at
         return False
 
+    def _listen(self, listener: socket.socket) -> None:
+        """Accepts from now on."""
+        if not self._is_stopping:  # else it is closed
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
     def _accept(self, listener: socket.socket) -> None:
         try:
             connection, _ = listener.accept()
-        except OSError:  # it has gone meanwhile
-            return
+        except OSError as error:
+            # Why the pause: who waits goes on waiting, so the event loop would call us again at once.
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                log.warning("no connection can be accepted: %s", error)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listener)
+                loop.call_later(RETRY_SECONDS, self._listen, listener)
+            return  # otherwise it has gone meanwhile
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._hand_over(connection)

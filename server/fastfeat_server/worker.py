@@ -60,12 +60,15 @@ class Worker(Server):
                 connection.flag(self.is_stale)
 
     def _look(self) -> None:
+        """Follows the writer, now and every LOOK_SECONDS, whatever a look meets."""
         try:
             self.follow()
-        except FastFeatError as error:  # of a generation that was replaced while we looked: the next look sees its heir
+        except (FastFeatError, OSError) as error:
+            # The generation was replaced while we looked, or there are too many open files: the next look may see it.
             log.warning("worker %d: %s", self.index, error)
-        if not self.is_stopping:
-            self.loop.call_later(LOOK_SECONDS, self._look)
+        finally:
+            if not self.is_stopping:
+                self.loop.call_later(LOOK_SECONDS, self._look)
 
 
 async def start_worker(store: Any, config: Config, index: int, sockets: list[socket.socket] | None = None) -> Worker:
