@@ -119,7 +119,7 @@ cdef const uint8_t* timeline_older(
         i = directory_search(entries, head.directory_first, head.directory_count, event_us)
     while i > head.directory_first:
         i -= 1
-        if not block_open(view, load_once_u64(&entries[i].block_at), &block):
+        if not block_open(view, load_once_u64(&entries[i].block_at), &block) or block.count == 0:
             return row_torn(status, event_time)
         size = BLOCK_HEADER_SIZE + <uint64_t>block.count * STAMP_SIZE
         if size > unread:
