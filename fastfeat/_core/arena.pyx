@@ -616,8 +616,8 @@ cdef int pin_check(const ArenaView* arena, int slot) except -1:
     if slot >= 0:
         return 0
     if arena.readers.fd == READERS_LOST:
-        raise StorageError("this process was forked and could not open the reader table: attach anew, with files to spare")
-    raise StorageError("every slot of readers is taken, for seconds: let other processes detach, or read with fewer threads")
+        raise StorageError("a child of fork could not open the reader table; attach anew, with a file to spare")
+    raise StorageError("all slots of readers are taken, and were for seconds; let other processes or threads end first")
 
 
 cdef bint arena_unpin(const ArenaView* arena, int slot) noexcept nogil:

@@ -19,8 +19,8 @@ cdef inline ReaderTable* table_of(const Readers* readers) noexcept nogil:
     return <ReaderTable*>readers.table
 
 
-# In and out of a read. The slot taken, -1: none is free, for pin: nor was one for seconds, or never will be. unpin: False where the reader was expelled meanwhile; what it
-# read is worth nothing then.
+# In and out of a read. The slot taken; -1: none is free (try_pin), nor became so for seconds, nor will (pin). unpin:
+# False where the reader was expelled meanwhile; what it read is worth nothing then.
 cdef int reader_try_pin(Readers* readers, const uint64_t* epoch) noexcept nogil
 cdef int reader_pin(Readers* readers, const uint64_t* epoch) noexcept nogil
 cdef bint reader_unpin(Readers* readers, int slot) noexcept nogil
