@@ -151,9 +151,11 @@ class Commits:
             if self._is_synced:
                 self.log.sync()
             self.version += 1
-            install()
-            self.version += 1
-            self._moved(self.log.end)
+            try:
+                install()
+            finally:
+                self.version += 1
+                self._moved(self.log.end)
 
     def begin_segment(self) -> None:
         """Go on in a new segment of the log, so that those before it can be dropped."""

@@ -413,8 +413,8 @@ class Storage:
         version = {"version": len(self.versions) + 1, "definitions": definitions}
 
         def known() -> None:
+            self.versions.append(version)  # in the log already, whatever comes
             install()
-            self.versions.append(version)
 
         self.commits.define(json.dumps(version).encode(), known)
 

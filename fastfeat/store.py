@@ -97,6 +97,7 @@ class Store:
         self._capacity = half_of_memory() if capacity_bytes is None else capacity_bytes
         self._storage: Storage | None = None
         self._sharing: Sharing | None = None
+        self._is_published = True
         self._position = 0  # counts the writes of a store without a directory
         self._arena: Arena | None = None
         self._clock = Clock(clock)
@@ -265,6 +266,8 @@ class Store:
                 self._put(new)
             elif not new.is_like(self._definitions):
                 self._storage.define(definitions_to_list(new.all()), lambda: self._put(new))
+            elif not self._is_published:
+                self._put(new)
 
     def _install(self, items: list[Definition]) -> None:
         """Apply definitions that a directory remembers."""
@@ -285,7 +288,9 @@ class Store:
             new.tables[name].set_ttl(view.ttl_us)
         self._definitions = new
         self._plans = {}
+        self._is_published = False  # where readers can't be told, as memory is full, they are when it is applied again
         self._publish()
+        self._is_published = True
 
     def _table(self, arena: Arena, view: FeatureView, there: tuple[int, int] | None = None) -> Table:
         """there: where in the arena it lies, and its fingerprint. Raises StorageError: the two programs differ."""

@@ -820,6 +820,29 @@ def test_a_stop_that_can_not_leave_the_arena_in_order_is_a_stop(
         assert again.info()["shared"]["generation"] > 1
 
 
+def test_definitions_that_readers_could_not_be_told_of_are_told_when_applied_again(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageError("the arena has no room for a catalogue")
+
+    with directory_store(tmp_path, name) as store, AttachedStore(name) as reader:
+        with monkeypatch.context() as patched:
+            patched.setattr(store._sharing, "publish", refuse)
+            with pytest.raises(StorageError, match="no room"):
+                store.apply(NUMBER)
+        store.push("latest", {"user_id": 1, "event_timestamp": 1, "number": 1.0})
+        assert number(store) == 1.0
+        with pytest.raises(UnknownView):
+            number(reader)
+        store.apply(NUMBER)
+        assert number(reader) == 1.0
+        store.apply(FeatureService("more", [NUMBER["number"]]))
+    with directory_store(tmp_path, name) as store:
+        assert [version["version"] for version in store._storage.versions] == [1, 2]  # type: ignore[union-attr]
+        assert number(store) == 1.0
+
+
 # --- what is refused
 
 
