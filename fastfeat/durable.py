@@ -24,6 +24,7 @@ import os
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -194,6 +195,7 @@ class Storage:
         self._is_closing = threading.Event()
         self._threads: list[threading.Thread] = []
         self._problems: dict[str, str] = {}  # what the keeper failed to do, and why
+        _storages.add(self)
 
     @classmethod
     def open(cls, files: Files, directory: str, options: Options, clock: Clock, target: Target) -> Storage:
@@ -641,6 +643,28 @@ class Storage:
             if self._lock_fd >= 0:
                 self.files.close(self._lock_fd)
                 self._lock_fd = -1
+
+    def leave_to_parent(self) -> None:
+        """In a child of fork: the directory is its parent's, as are the threads that may have had the locks."""
+        self.read_only = self.read_only or "it was opened by the process that this one was forked from"
+        self._threads.clear()
+        self._flushing, self._snapshotting = threading.RLock(), threading.Lock()
+        if hasattr(self, "log"):
+            self.log.refuse(ReadOnly(f"{self.directory}: the store takes no writes: {self.read_only}"))
+        if hasattr(self, "commits"):
+            self.commits.lock = threading.RLock()
+
+
+_storages: weakref.WeakSet[Storage] = weakref.WeakSet()
+
+
+def leave_to_parents() -> None:
+    """Two processes that write one log, each unaware of the other, would lose what both acknowledged."""
+    for storage in list(_storages):
+        storage.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=leave_to_parents)
 
 
 def resting(items: Iterator[Item], rest: float, is_over: threading.Event) -> Iterator[Item]:

@@ -273,6 +273,10 @@ class Log:
         """True where the mark of a clean close is the last frame."""
         return self._is_marked
 
+    def refuse(self, error: StorageError) -> None:
+        """Write nothing from now on, with this error, unless there is one already."""
+        self._refusal = self._refusal or error
+
     def close(self) -> None:
         """Sync, leave the mark of a clean close, let go. Nothing is written to a log that failed or is read-only."""
         try:

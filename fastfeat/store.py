@@ -41,6 +41,7 @@ from .errors import (
     DataError,
     FastFeatError,
     LogFailed,
+    ReadOnly,
     SchemaError,
     StorageError,
     UnknownView,
@@ -261,6 +262,8 @@ class Store:
         """
         items = [definitions] if isinstance(definitions, Definition) else list(definitions)
         with self._lock:
+            self._open_arena()
+            self._check_owner()
             new = self._merged(items)
             if self._storage is None:
                 self._put(new)
@@ -363,6 +366,7 @@ class Store:
                 if self._storage is not None:
                     DurableLoad(self._commit, report, advance).run(table, batches, workers)
                     return report
+                self._check_owner()
                 for batch in batches:
                     table.append_arrow(batch, workers)
                     self._count()
@@ -467,9 +471,18 @@ class Store:
 
     def _next_created_us(self) -> int:
         """Now, and later than every created time given before: two pushes are never at the same moment."""
+        self._check_owner()
         with self._lock:
             self._created_us = max(self._clock.now(), self._created_us + 1)
             return self._created_us
+
+    def _check_owner(self) -> None:
+        """Raises ReadOnly: shared rows are written by the process that made the store, not by a child of it."""
+        if self._sharing is not None and not self._sharing.is_writer:
+            raise ReadOnly(
+                f"the shared arena {self._sharing.name!r} is written by the process that this one was forked from;"
+                f" read it by fastfeat.connect('fastfeat+shm://{self._sharing.name}'), or open a store after the fork"
+            )
 
     # --- reading
 

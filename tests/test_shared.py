@@ -787,6 +787,50 @@ def test_a_writers_child_neither_ends_the_arena_nor_keeps_its_name(name: str) ->
         process.stdout.close()
 
 
+WRITING_CHILD = """
+import os, sys
+from fastfeat import Entity, FeatureView, Field, ReadOnly, Store
+view = FeatureView("latest", Entity("user", {"user_id": "int64"}), [Field("number", "float64")], keep="latest")
+row = {"user_id": 1, "event_timestamp": 1, "number": 1.0}
+def refused(*calls):
+    for call in calls:
+        try:
+            call()
+        except ReadOnly:
+            continue
+        return False
+    return True
+kind, directory, name = sys.argv[1:]
+options = {"capacity_bytes": 64 << 20, "shared": None if kind == "durable" else name}
+with Store(**options) if kind == "shared" else Store.open(directory, **options) as store:
+    store.apply(view)
+    store.push("latest", row)
+    child = os.fork()
+    if child == 0:
+        more = FeatureView("more", view.entity, [Field("number", "float64")])
+        is_refused = refused(
+            lambda: store.push("latest", row),
+            lambda: store.delete("latest", [{"user_id": 1}]),
+            lambda: store.apply(more),
+        )
+        answer = store.get_feature_vector(["latest:number"], {"user_id": 1})[0]
+        store.close()
+        os._exit(7 if is_refused and answer == 1.0 else 8)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    store.push("latest", {**row, "number": 2.0, "event_timestamp": 2})
+if kind != "shared":
+    with Store.open(directory) as store:
+        print(store.get_feature_vector(["latest:number"], {"user_id": 1})[0], store.info()["views"]["latest"]["rows"])
+"""
+
+
+@pytest.mark.parametrize("kind", ["durable", "shared", "both"])
+def test_a_child_of_a_store_reads_and_writes_nothing(tmp_path: Path, name: str, kind: str) -> None:
+    words = [sys.executable, "-c", WRITING_CHILD, kind, str(tmp_path / "store"), name]
+    said = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout.split()
+    assert said == (["7"] if kind == "shared" else ["7", "2.0", "1"])
+
+
 def test_an_arena_of_another_run_of_the_machine_is_not_taken_up(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
