@@ -15,6 +15,7 @@ Errors:      StorageError: no such arena, one of another version, another user's
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from .result import Result
     from .store import EntityRows, Features, Moment
 
+log_lines = logging.getLogger(__name__)
+
 LOOK_SECONDS: Final = 0.05  # between two looks at an arena that could not be read
 MAPPED_AT_ONCE: Final = 64 << 20  # bytes
 MAPPING_SECONDS: Final = 0.5  # between two looks at whether the arena has grown
@@ -55,30 +58,31 @@ class AttachedStore(ReadsAtHand, Store):
         self._following = threading.Lock()
         self._has_moved = False
         self._next_look = 0.0
+        self._is_mapping = False
         self._is_closed = threading.Event()
         self._catalogue_word = 0
         self._owner = 0
         self._attach(*attach(name))
         _attached.add(self)
-        thread = threading.Thread(target=map_pages, args=(weakref.ref(self), self._is_closed), daemon=True)
-        thread.start()
+        self._start_mapping()
+
+    def _start_mapping(self) -> None:
+        self._is_mapping = True
+        threading.Thread(target=map_pages, args=(weakref.ref(self), self._is_closed), daemon=True).start()
 
     def _attach(self, arena: Arena, owner: int) -> None:
         """Read from this user's arena from now on, by what its catalogue says."""
         # Why the word first: a catalogue published in between is then met again, not missed.
         word, catalogue = arena.catalogue_word, Catalogue.of(arena)
         check_functions(catalogue, owner, self.name)
-        before, self._definitions = self._definitions, NOTHING
-        was, self._arena = self._arena, arena
-        try:
-            now = self._merged(definitions_from_list(catalogue.definitions), catalogue.tables)
-        except BaseException:
-            self._definitions, self._arena = before, was
-            raise
+        now = self._in_arena(arena, NOTHING, definitions_from_list(catalogue.definitions), catalogue.tables)
+        # Why the arena last: others read meanwhile. Until it is there they come here, too, and wait; from then on all
+        # that they read by is of it, and so is the position that it says.
         self._put(now)
-        self._catalogue_word = word
-        self._owner = owner
         self.at_hand.turn_to(arena, word, self._plans)
+        self._owner = owner
+        self._arena = arena
+        self._catalogue_word = word
 
     def _follow(self) -> None:
         """Move to what is there now. Keeps what it has where there is nothing newer that can be read yet."""
@@ -86,6 +90,8 @@ class AttachedStore(ReadsAtHand, Store):
             arena = self._arena
             if arena is None or time.monotonic() < self._next_look:
                 return
+            if not self._is_mapping:
+                self._start_mapping()
             is_replaced = arena.superseded or arena.is_removed
             if not is_replaced and arena.is_current(self._catalogue_word):
                 return
@@ -189,9 +195,14 @@ _attached: weakref.WeakSet[AttachedStore] = weakref.WeakSet()
 
 
 def renew_locks() -> None:
-    """In a child of fork: a thread that it does not have may have been moving."""
+    """In a child of fork: a thread that it does not have may have been moving. Its first read looks anew."""
     for store in list(_attached):
         store._following = threading.Lock()
+        store._catalogue_word = 0
+        store.at_hand.turn_to(None, 0, {})
+        if not store._is_closed.is_set():
+            store._is_closed = threading.Event()
+        store._is_mapping = False
 
 
 os.register_at_fork(after_in_child=renew_locks)
@@ -217,7 +228,11 @@ def map_pages(reference: weakref.ref[AttachedStore], is_closed: threading.Event)
         store = reference()
         if store is None:
             return
-        store._follow()
+        try:
+            store._follow()
+        except Exception:  # whoever reads gets it, too; what is mapped here is not changed by it
+            store._next_look = time.monotonic() + MAPPING_SECONDS
+            log_lines.warning("the shared arena %r can't be moved to", store.name, exc_info=True)
         arena = store._arena
         if arena is None:
             return

@@ -128,8 +128,12 @@ class Tail:
         self._arena: Arena | None = None
         self._batches: dict[str, list[RowBatch]] = {}
         self._tables: dict[str, Table] = {}
-        self._lock = threading.Lock()  # of the tables; adding takes none
+        self.renew_lock()
         self.deletes: dict[str, list[tuple[dict[str, list[Any]], int]]] = {}
+
+    def renew_lock(self) -> None:
+        """Also in a child of fork, which has no thread that could let go of it."""
+        self._lock = threading.Lock()  # of the tables; adding takes none
 
     def add(self, view: str, batch: RowBatch) -> None:
         if len(batch):
@@ -653,6 +657,12 @@ class Storage:
             self.log.refuse(ReadOnly(f"{self.directory}: the store takes no writes: {self.read_only}"))
         if hasattr(self, "commits"):
             self.commits.lock = threading.RLock()
+        for tail in self.tails:
+            tail.renew_lock()
+        self._is_closing = threading.Event()
+        if self._lock_fd >= 0:  # else the directory could not be opened after its parent's death
+            self.files.close(self._lock_fd)
+            self._lock_fd = -1
 
 
 _storages: weakref.WeakSet[Storage] = weakref.WeakSet()

@@ -20,6 +20,7 @@ Errors:      StorageError: no such arena, one of another version, a place where 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import grp
 import json
@@ -209,9 +210,10 @@ class Sharing:
     def _claim(self) -> None:
         """Be the one writer of this name."""
         try:
+            is_new = not os.path.isdir(self.directory)
             os.makedirs(self.directory, mode=0o750, exist_ok=True)
             os.chown(self.directory, -1, self._gid)
-            if self._gid >= 0:
+            if is_new and self._gid >= 0:
                 os.chmod(self.directory, 0o750)  # whatever the umask is
             fd = os.open(os.path.join(self.directory, "LOCK"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -238,8 +240,11 @@ class Sharing:
                 os.close(fd)
         except FileNotFoundError:
             pass
-        except (OSError, StorageError):
+        except StorageError:
             return
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                return
         self._unlink(generation)
 
     def _unlink(self, generation: int) -> None:

@@ -107,6 +107,7 @@ class Store:
         self._lock = threading.Lock()  # of apply, close and the last created time; no reader takes it
         # Pushes and deletes become visible in the order of their created times: what was known by K stays so.
         self._order = threading.Lock()
+        _stores.add(self)
         self._created_us = 0
         if shared is None:
             self._arena = Arena(self._capacity)
@@ -278,7 +279,15 @@ class Store:
 
     def _merged(self, items: list[Definition], there: Mapping[str, tuple[int, int]] | None = None) -> Definitions:
         """The applied definitions with these in their places, and a table for each view, which may be there already."""
-        arena, old = self._open_arena(), self._definitions
+        return self._in_arena(self._open_arena(), self._definitions, items, there)
+
+    def _in_arena(
+        self,
+        arena: Arena,
+        old: Definitions,
+        items: list[Definition],
+        there: Mapping[str, tuple[int, int]] | None = None,
+    ) -> Definitions:
         new = merged(old, items)
         tables = {
             name: old.tables.get(name) or self._table(arena, view, (there or {}).get(name))
@@ -389,6 +398,7 @@ class Store:
         if is_arrow(rows):
             return self._push_arrow(definition, table, rows)
         rows = checked_rows(definition, rows)
+        self._check_owner()
         with self._order:
             created_us = self._next_created_us()
             table.append_rows(rows, created_us)
@@ -404,6 +414,7 @@ class Store:
     def _push_arrow(self, view: FeatureView, table: Table, rows: object) -> int:
         from .arrow import read_whole
 
+        self._check_owner()
         with self._order:
             created_us = self._next_created_us()
             batch = read_whole(view, rows, created_us)
@@ -463,6 +474,7 @@ class Store:
         if self._storage is not None:
             keys = definition.entity.join_keys
             return self._commit(Write(table, keys=plain_keys(list(keys), list(keys.values()), entity_rows)))
+        self._check_owner()
         with self._order:
             created_us = self._next_created_us()
             table.delete(entity_rows, created_us)
@@ -471,7 +483,6 @@ class Store:
 
     def _next_created_us(self) -> int:
         """Now, and later than every created time given before: two pushes are never at the same moment."""
-        self._check_owner()
         with self._lock:
             self._created_us = max(self._clock.now(), self._created_us + 1)
             return self._created_us
@@ -891,6 +902,18 @@ class Store:
             return "Store(closed)"
         views = ", ".join(self._definitions.views) or "none"
         return f"Store(views: {views}; {self._arena.used >> 20} of {self._arena.capacity >> 20} MiB used)"
+
+
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def renew_locks() -> None:
+    """In a child of fork: threads that it does not have may have had them."""
+    for store in list(_stores):
+        store._lock, store._order = threading.Lock(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=renew_locks)
 
 
 def is_arrow(rows: object) -> bool:

@@ -45,6 +45,7 @@ from fastfeat import (
 from fastfeat._core.arena import Arena
 from fastfeat._core.plan import Plan
 from fastfeat.attached import AttachedStore
+from fastfeat.definitions import Definition, definitions_from_list
 from fastfeat.errors import ConnectFailed
 from fastfeat.shared import attach, shared_directory
 
@@ -829,6 +830,61 @@ def test_a_child_of_a_store_reads_and_writes_nothing(tmp_path: Path, name: str, 
     words = [sys.executable, "-c", WRITING_CHILD, kind, str(tmp_path / "store"), name]
     said = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout.split()
     assert said == (["7"] if kind == "shared" else ["7", "2.0", "1"])
+
+
+LIVING_CHILD = """
+import os, sys, time
+from fastfeat import Entity, FeatureView, Field, Store
+store = Store.open(sys.argv[1], capacity_bytes=64 << 20, shared=sys.argv[2])
+store.apply(FeatureView("latest", Entity("user", {"user_id": "int64"}), [Field("number", "float64")], keep="latest"))
+store.push("latest", {"user_id": 1, "event_timestamp": 1, "number": 1.0})
+child = os.fork()
+if child == 0:
+    time.sleep(1000)
+print(child, flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_child_that_lives_on_keeps_neither_directory_nor_name(tmp_path: Path, name: str) -> None:
+    words = [sys.executable, "-c", LIVING_CHILD, str(tmp_path / "store"), name]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    child = int(line(process))
+    try:
+        process.kill()
+        process.wait()
+        time.sleep(0.2)  # until the child has let go: it may not have run yet
+        with Store.open(tmp_path / "store", capacity_bytes=64 << 20, shared=name) as store:
+            assert number(store) == 1.0
+    finally:
+        process.kill()
+        os.kill(child, signal.SIGKILL)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_nobody_reads_by_a_half_made_move(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the thread that maps pages moves, slowly here, others wait."""
+    is_moving = threading.Event()
+
+    def slowly(items: list[dict[str, Any]]) -> list[Definition]:
+        is_moving.set()
+        time.sleep(0.3)
+        return definitions_from_list(items)
+
+    with other_writer(name) as process:
+        reader = AttachedStore(name)
+        process.kill()
+        process.wait()
+        monkeypatch.setattr("fastfeat.attached.definitions_from_list", slowly)
+        with Store(CAPACITY, shared=name) as store:
+            store.apply(NUMBER)
+            store.push("latest", {"user_id": 1, "event_timestamp": 1, "number": 2.0})
+            assert is_moving.wait(10), "an idle reader moves by itself"
+            position = reader.position
+            assert number(reader) == 2.0
+            assert position <= store.position
+        reader.close()
 
 
 def test_an_arena_of_another_run_of_the_machine_is_not_taken_up(

@@ -161,7 +161,8 @@ cdef class Table:
         free(self.sums)
         ids_free(&self.ids)
         self.free_writers()
-        if self.header != NULL and not self.is_kept and not self.arena.is_reader and not self.has_spans():
+        # Not in a child of fork, whose parent's arena it is.
+        if self.header != NULL and not self.is_kept and self.arena.slots.readers.is_writer and not self.has_spans():
             self.give_back_shards(<uint32_t>1 << self.view.shard_bits)
 
     cdef int make_shards(self) except -1:

@@ -143,7 +143,7 @@ cdef inline const BlockView* segment(Timeline* t, uint32_t s) noexcept nogil:
         return &t.tail
     if s != t.opened:
         t.opened = t.last                 # until it is found to be whole, `block` is of no segment
-        if not block_open(t.view, load_once_u64(&t.entries[s].block_at), &t.block):
+        if not block_open(t.view, load_once_u64(&t.entries[s].block_at), &t.block) or t.block.count == 0:
             t.is_torn = True
             return NULL
         t.opened = s

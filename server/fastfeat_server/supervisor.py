@@ -216,7 +216,7 @@ class Supervisor:
             connection, _ = listener.accept()
         except OSError as error:
             # Why the pause: who waits goes on waiting, so the event loop would call us again at once.
-            if error.errno in (errno.EMFILE, errno.ENFILE):
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 log.warning("no connection can be accepted: %s", error)
                 loop = asyncio.get_running_loop()
                 loop.remove_reader(listener)

@@ -46,8 +46,9 @@ class Worker(Server):
         return super().info() | {"worker": self.index}
 
     def position(self) -> int:
-        self.follow()  # else plans could be of a generation before the position's
-        return super().position()
+        position = super().position()
+        self.follow()  # after it, else plans could be of a generation before the position's
+        return position
 
     def follow(self) -> None:
         """Moves plans and flags to where the writer is now."""
