@@ -258,7 +258,9 @@ cdef Status shards_prepare(
             return shards_reserve(writers, shard_low, shard_high)
         if batch.columns != NULL:
             batch_encode_rows(batch, rows, count, staging)
-        for i in range(count):            # of the block in the first slot, which most often is the entity's
+        # Ask for the block in each first slot, which most often is the entity's. Why here and not in a function: the
+        # compiler left its call out, as of one without an effect.
+        for i in range(count):
             word = view.slots[shard_of(view, hashes[rows[i]])]
             block_at = slots_of(view.arena.base, word)[hashes[rows[i]] & slots_mask(word)].block_at
             if block_at != 0:
